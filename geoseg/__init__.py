@@ -1,0 +1,70 @@
+"""Building footprints from folders of orthophotos.
+
+The flow, one way, one module a stage::
+
+    rasters ─▶ mosaic ─▶ tiling ─▶ predict ─▶ blend ─▶ polygonize ─▶ footprints ─▶ vector, write, report
+               one grid  blocks,   U-Net on   taper,   parts per     join across   GeoPackage …, COG
+                         windows   a worker   Σ w·p    block         blocks
+
+* :mod:`geoseg.mosaic` sees any number of rasters as one pixel grid and reads windows of it with their validity.
+* :mod:`geoseg.tiling` cuts the grid into blocks (unit of work, retry, resume) and 32-aligned windows.
+* :mod:`geoseg.unet` has the networks, :mod:`geoseg.checkpoint` their files and cards, :mod:`geoseg.predict` runs them.
+* :mod:`geoseg.blend` adds overlapping windows with weights that sum to one.
+* :mod:`geoseg.polygonize` turns masks into outlines, block by block, and joins them exactly.
+* :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
+* :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the files, :mod:`geoseg.cli` the commands.
+
+Names are imported when they are first used, so that ``import geoseg`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from geoseg.checkpoint import ModelCard as ModelCard
+    from geoseg.checkpoint import load_model as load_model
+    from geoseg.errors import GeosegError as GeosegError
+    from geoseg.segment import Result as Result
+    from geoseg.segment import Settings as Settings
+    from geoseg.segment import segment as segment
+    from geoseg.unet import UNet11 as UNet11
+    from geoseg.unet import UNet16 as UNet16
+
+_HOME = {
+    "GeosegError": "errors",
+    "ModelCard": "checkpoint",
+    "Result": "segment",
+    "Settings": "segment",
+    "UNet11": "unet",
+    "UNet16": "unet",
+    "load_model": "checkpoint",
+    "segment": "segment",
+}
+
+__all__ = [
+    "GeosegError",
+    "ModelCard",
+    "Result",
+    "Settings",
+    "UNet11",
+    "UNet16",
+    "__version__",
+    "load_model",
+    "segment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"geoseg.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'geoseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | set(globals()))

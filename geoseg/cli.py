@@ -1,0 +1,318 @@
+"""The command line: every command parses, calls one function of the library, and prints.
+
+stdout is data, stderr is progress and messages. Exit codes: 0 done; 1 some inputs or blocks failed and the rest is
+written; 2 wrong use, or nothing could be done at all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from geoseg import __version__
+from geoseg.errors import GeosegError, SettingError
+
+if TYPE_CHECKING:
+    from geoseg.segment import Result
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PARTLY, WRONG, INTERRUPTED = 1, 2, 130
+
+
+class Numbers(click.ParamType):
+    """Numbers separated by commas, such as ``1,2,3``."""
+
+    name = "numbers"
+
+    def __init__(self, count: int, kind: type[int] | type[float]) -> None:
+        """Expect ``count`` numbers of a kind."""
+        self.count, self.kind = count, kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """Parse, or fail in click's own words."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != self.count:
+            self.fail(f"{value!r} is not {self.count} numbers separated by commas", param, ctx)
+        return numbers
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Stack click options in the order in which ``--help`` should list them."""
+
+    def add(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+input_argument = click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+
+sight_options = options(
+    click.option("--model", metavar="NAME|PATH", help="A shipped model's name or a model file. [default: the one shipped]"),
+    click.option("--threshold", type=float, metavar="P", help="Probability from which a pixel is building. [default: the model's]"),
+    click.option("--bands", type=Numbers(3, int), metavar="R,G,B", help="Bands that are red, green and blue, from 1. [default: 1,2,3]"),
+    click.option("--range", type=Numbers(2, float), metavar="LO,HI", help="Stored values that mean black and white; needed for 16-bit imagery. [default: the model's]"),
+    click.option("--gsd", type=float, metavar="M", help="Resample to M metres a pixel on the ground. [default: keep the first file's grid]"),
+    click.option("--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file, in any CRS."),
+)  # fmt: skip
+
+work_options = options(
+    click.option("--halo", default="auto", show_default=True, metavar="PX|exact|auto", help="Pixels that a window sees around what it answers for. 'exact' equals one pass over the whole image; 'auto' is cheaper and within one grey level of it."),
+    click.option("--taper", type=int, metavar="PX", help="Fade windows into each other over PX pixels. [default: the halo's own]"),
+    click.option("--core", type=int, default=2048, show_default=True, metavar="PX", help="Side of a block, the unit of work and of resume."),
+    click.option("--tta", is_flag=True, help="Average over eight rotations and mirror images: eight times the work."),
+    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where the network runs."),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True, help="Arithmetic of the network; auto is bf16 on GPUs, fp32 elsewhere."),
+    click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Local worker processes. [default: one per GPU, or one per eight cores]"),
+    click.option("--scheduler", metavar="ADDRESS", help="Use a running dask cluster, such as tcp://host:8786."),
+)  # fmt: skip
+
+outline_options = options(
+    click.option("--min-area", type=float, default=4.0, show_default=True, metavar="M2", help="Leave out smaller buildings."),
+    click.option("--min-hole", type=float, default=2.0, show_default=True, metavar="M2", help="Close smaller holes."),
+    click.option("--simplify", type=float, metavar="M", help="How far outlines may move from the pixels' edges; 0 keeps the edges. [default: one pixel]"),
+)  # fmt: skip
+
+progress_option = click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "json", "none"]),
+    default="auto",
+    show_default=True,
+    help="What to show on stderr while working.",
+)
+format_option = click.option(
+    "--format",
+    type=click.Choice(["gpkg", "fgb", "parquet", "geojson"]),
+    multiple=True,
+    default=("gpkg",),
+    show_default=True,
+    help="Vector format; may be given several times.",
+)
+
+
+def friendly(command: Command) -> Command:
+    """Turn geoseg's own errors into one line and exit code 2, and Ctrl-C into a word about resuming."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except GeosegError as error:
+            click.echo(f"geoseg: {error}", err=True)
+            sys.exit(WRONG)
+        except KeyboardInterrupt:
+            click.echo("geoseg: stopped; finished blocks are kept, the same command goes on", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run  # type: ignore[return-value]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="geoseg")
+def main() -> None:
+    """Building footprints from aerial imagery.
+
+    Takes a folder of georeferenced orthophotos of any size and writes masks (GeoTIFF) and
+    footprints (GeoPackage and others) that QGIS opens, styled.
+
+    \b
+      geoseg segment ortho/ --out footprints
+      geoseg segment 'tiles/*.tif' --out out --aoi district.gpkg --format parquet
+    """
+
+
+@main.command()
+@input_argument
+@click.option("--out", required=True, type=click.Path(file_okay=False), metavar="DIR", help="Folder for the results.")
+@sight_options
+@work_options
+@outline_options
+@format_option
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run left in DIR.")
+@progress_option
+@friendly
+def segment(inputs: tuple[str, ...], out: str, **settings: Any) -> None:
+    """Find the buildings in rasters.
+
+    INPUT is any number of files, folders, globs or GDAL names (/vsicurl/…, /vsis3/…, .vrt); together they are one
+    mosaic. DIR gets mask.tif, probability.tif, buildings.gpkg, report.html and run.json. A run that was
+    interrupted goes on where it stopped when the same command is given again.
+    """
+    from geoseg.segment import segment as run
+
+    _close(run(inputs, out, **settings))
+
+
+def _close(result: Result) -> None:
+    """Print the closing summary and leave with the contract's exit code."""
+    from geoseg.finish import summary
+
+    for line in summary(result):
+        click.echo(line, err=True)
+    if not result.complete:
+        sys.exit(PARTLY)
+
+
+@main.command()
+@input_argument
+@sight_options
+@work_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@friendly
+def plan(inputs: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+    """Show what segment would do: blocks, forward pixels per pixel, memory, time.
+
+    The time comes from running the model on one window, here and now.
+    """
+    from geoseg.planning import describe, estimate
+
+    facts = estimate(inputs, settings)
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else describe(facts))
+
+
+@main.command()
+@click.argument("raster", type=click.Path())
+@click.argument("out", type=click.Path(dir_okay=False))
+@click.option("--threshold", type=float, metavar="P", help="For probability rasters: from where a pixel is building. [default: 0.5]")
+@outline_options
+@progress_option
+@friendly
+def polygonize(raster: str, out: str, **settings: Any) -> None:
+    """Turn a mask or probability RASTER into building polygons.
+
+    OUT's ending chooses the format: .gpkg, .fgb, .parquet or .geojson.
+    """
+    from geoseg.finish import polygonize_file
+
+    count = polygonize_file(raster, out, **settings)
+    click.echo(f"{count} buildings · {out}", err=True)
+
+
+@main.command()
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option("--size", type=int, default=1024, show_default=True, metavar="PX", help="Side of a tile in pixels.")
+@click.option("--grid", default="2x2", show_default=True, metavar="RxC", help="Rows and columns of tiles.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Which city.")
+@progress_option
+@friendly
+def sample(out: str, size: int, grid: str, seed: int, progress: str) -> None:
+    """Draw a synthetic city with exact ground truth, as adjacent georeferenced tiles."""
+    from geoseg.progress import open_progress
+    from geoseg.sample import write_sample
+
+    rows, found, cols = grid.lower().partition("x")
+    if not (found and rows.isdigit() and cols.isdigit()):
+        raise SettingError(f"grid is {grid!r}; it must be rows x columns, such as 2x3")
+    with open_progress(progress) as shown:
+        shown.stage("drawing", int(rows) * int(cols))
+        write_sample(
+            Path(out),
+            size=size,
+            grid=(int(rows), int(cols)),
+            seed=seed,
+            progress=lambda _done, _total: shown.advance(),
+        )
+    click.echo(f"{out}/images · {out}/truth · {out}/buildings.gpkg", err=True)
+
+
+@main.command()
+@click.argument("pipeline", type=click.Path(dir_okay=False))
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run left.")
+@progress_option
+@friendly
+def run(pipeline: str, fresh: bool, progress: str) -> None:
+    """Run the job that a PIPELINE.toml describes.
+
+    Paths in the file are relative to the file.
+    """
+    from geoseg.pipeline import run_pipeline
+
+    _close(run_pipeline(pipeline, fresh=fresh, progress=progress))
+
+
+@main.group()
+def model() -> None:
+    """List, inspect and import models."""
+
+
+@model.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@friendly
+def model_list(as_json: bool) -> None:
+    """List the models that come with geoseg."""
+    from geoseg.checkpoint import list_models
+
+    cards = dict(list_models())
+    if as_json:
+        click.echo(json.dumps({name: json.loads(card.to_json()) for name, card in cards.items()}, indent=1))
+        return
+    for name, card in cards.items():
+        ground = f"{card.gsd_m:g} m" if card.gsd_m else "any GSD"
+        click.echo(f"{name}\t{card.arch}\t{ground}\tthreshold {card.threshold:g}\t{card.licence}")
+
+
+@model.command("info")
+@click.argument("name", metavar="MODEL")
+@friendly
+def model_info(name: str) -> None:
+    """Print the card of a model: a shipped one's name, or a file."""
+    from geoseg.checkpoint import load_model
+
+    found = load_model(name)
+    reach = found.reach
+    facts = {
+        **found.json.loads(card.to_json()),
+        "sha256": found.fingerprint,
+        "parameters": sum(value.numel() for value in found.state.values()),
+        "reach_px": [reach.before, reach.after],
+    }
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+@model.command("import")
+@click.argument("source", type=click.Path(dir_okay=False), metavar="FILE")
+@click.argument("out", type=click.Path(dir_okay=False))
+@click.option("--arch", type=click.Choice(["unet11", "unet16"]), required=True, help="Which TernausNet it is.")
+@click.option("--name", help="Name on the card. [default: OUT's]")
+@click.option("--gsd", type=float, metavar="M", help="Ground sampling distance it was trained at.")
+@click.option("--threshold", type=float, default=0.3, show_default=True, metavar="P", help="Probability from which a pixel is building.")
+@click.option("--classes", metavar="A,B,…", help="Names of the classes; one must be 'building' when there are several.")
+@click.option("--licence", help="Licence of the weights.")
+@friendly
+def model_import(source: str, out: str, arch: str, **card: Any) -> None:
+    """Bring a published TernausNet checkpoint (.pt, .pth, .safetensors) into geoseg's format.
+
+    Nothing in FILE is executed.
+    """
+    from geoseg.checkpoint import import_checkpoint
+
+    made = import_checkpoint(Path(source), Path(out), arch=arch, card=_card(card, Path(out)))
+    click.echo(f"{made.name}: {made.arch}, {made.num_filters} filters, {made.num_classes} class(es) · {out}", err=True)
+
+
+def _card(given: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Name the options of ``model import`` as the card does, leaving out what was not given."""
+    classes = given.pop("classes")
+    card = {"name": given.pop("name") or out.stem, "gsd_m": given.pop("gsd"), **given}
+    if classes:
+        card["classes"] = tuple(classes.split(","))
+    return {key: value for key, value in card.items() if value is not None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""What is done: one file per finished block, and the identity of the job they belong to.
+
+The journal lives in ``DIR/.geoseg`` beside the results. A block file appears by renaming a complete temporary
+file, so after a crash at any moment each block is either there whole or not at all. The identity of the job
+(inputs with size and time, model hash, settings) lies beside the blocks; when it no longer matches, the blocks are of
+no use and go.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from geoseg.errors import OutputError
+
+FOLDER = ".geoseg"
+_COMPLETE, _PARTIAL = ".npz", ".partial.npz"
+_ARRAYS = ("probability", "valid", "mask", "thumbnail", "parts", "facts")
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """Everything that a block yields, in a form that travels and is stored."""
+
+    probability: NDArray[np.uint8]
+    """``(h, w)`` of the block's core, 255 = 1.0; zero where there is no data."""
+    valid: NDArray[np.bool_]
+    """``(h, w)``, True where there is data inside the area of interest."""
+    mask: NDArray[np.bool_]
+    """``(h, w)``, True on buildings: unrounded probability not below the threshold."""
+    thumbnail: NDArray[np.uint8]
+    """``(3, ⌈h/f⌉, ⌈w/f⌉)`` the imagery itself, averaged, for the report."""
+    parts: bytes
+    """The block's outlines (:class:`geoseg.polygonize.Parts`)."""
+    facts: dict[str, Any]
+    """Numbers and messages: windows run, device, seconds by stage, unreadable pieces of inputs."""
+
+    @property
+    def empty(self) -> bool:
+        """True when no pixel of the block has data."""
+        return bool(self.facts.get("empty"))
+
+    def to_bytes(self) -> bytes:
+        """Pack as a lightly compressed ``.npz``; equal records give equal bytes."""
+        arrays = {
+            "probability": self.probability,
+            "valid": np.packbits(self.valid, axis=1),
+            "mask": np.packbits(self.mask, axis=1),
+            "thumbnail": self.thumbnail,
+            "parts": np.frombuffer(self.parts, dtype=np.uint8),
+            "facts": np.frombuffer(json.dumps(self.facts, sort_keys=True).encode(), dtype=np.uint8),
+        }
+        buffer = io.BytesIO()
+        # Not numpy's savez_compressed: its fixed level 6 costs more time than the network on a GPU.
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+            for name, array in arrays.items():
+                with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> BlockRecord:
+        """Unpack; the opposite of :meth:`to_bytes`.
+
+        Raises:
+            ValueError: The bytes are not a block record.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as packed:
+                arrays = {name: packed[name] for name in _ARRAYS}
+        except (zipfile.BadZipFile, KeyError, OSError) as error:
+            raise ValueError(f"not a block record: {error}") from error
+        probability = arrays["probability"]
+        width = probability.shape[1]
+        valid, mask = (
+            np.unpackbits(arrays[name], axis=1, count=width).astype(bool) for name in ("valid", "mask")
+        )
+        return cls(
+            probability,
+            valid,
+            mask,
+            arrays["thumbnail"],
+            arrays["parts"].tobytes(),
+            json.loads(arrays["facts"].tobytes()),
+        )
+
+
+class Journal:
+    """The finished blocks of one job in one output folder; a context manager that holds the folder's lock."""
+
+    def __init__(self, out: Path) -> None:
+        """Look at (and create) ``out``; nothing is read or deleted before :meth:`open`."""
+        self.out = out
+        self.folder = out / FOLDER
+        self._lock = FileLock(self.folder / "lock")
+
+    def __enter__(self) -> Journal:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OutputError(
+                f"{self.out}: another geoseg run is writing here; wait for it or choose another --out"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{self.out}: cannot be written to ({error.strerror})") from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def open(self, identity: Mapping[str, Any], *, fresh: bool = False) -> list[str]:
+        """Take up the job, or start it anew.
+
+        Args:
+            identity: JSON-able description of all that the blocks depend on.
+            fresh: Forget what is there.
+
+        Returns:
+            Why blocks that were there had to be forgotten, a line each; empty when there were none or when the
+            job goes on.
+        """
+        wanted = json.loads(json.dumps(identity))
+        found = self._identity()
+        reasons = differences(found, wanted) if found is not None else []
+        if found is None or reasons or fresh:
+            had = next(self.blocks(), None) is not None
+            shutil.rmtree(self._blocks, ignore_errors=True)
+            self._store(self.folder / "job.json", json.dumps(wanted, indent=1).encode())
+            if not had:
+                return []
+            return reasons or ["--fresh was given"]
+        return []
+
+    @property
+    def _blocks(self) -> Path:
+        return self.folder / "blocks"
+
+    def _path(self, index: tuple[int, int], ending: str) -> Path:
+        # One folder per row of blocks: a folder of a million files is slow almost everywhere.
+        return self._blocks / f"{index[0]:05d}" / f"{index[1]:05d}{ending}"
+
+    def blocks(self, *, complete: bool = False) -> Iterator[tuple[int, int]]:
+        """Yield the indices of the blocks that are stored, in no particular order.
+
+        ``complete`` leaves out those that a piece of input was missing for: they are worth another try.
+        """
+        if not self._blocks.is_dir():
+            return
+        for row in self._blocks.iterdir():
+            for path in row.iterdir():
+                partial = path.name.endswith(_PARTIAL)
+                if path.name.endswith(_COMPLETE) and not (partial and complete):
+                    yield int(row.name), int(path.name.partition(".")[0])
+
+    def put(self, index: tuple[int, int], data: bytes, complete: bool = True) -> None:
+        """Store a finished block; it is there completely or not at all."""
+        self._store(self._path(index, _COMPLETE if complete else _PARTIAL), data)
+        if complete:
+            self._path(index, _PARTIAL).unlink(missing_ok=True)
+
+    def get(self, index: tuple[int, int]) -> BlockRecord | None:
+        """Return a stored block, or None when it is not there.
+
+        A file that does not read (the disk lost it in a power cut) is removed, so that the next run computes it.
+        """
+        for ending in (_COMPLETE, _PARTIAL):
+            path = self._path(index, ending)
+            try:
+                return BlockRecord.from_bytes(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                path.unlink(missing_ok=True)
+        return None
+
+    def forget(self) -> None:
+        """Remove the blocks, once the results that were made of them are in place."""
+        shutil.rmtree(self._blocks, ignore_errors=True)
+
+    def _identity(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.folder / "job.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _store(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(
+                f"{path.parent}: a finished block cannot be stored ({error.strerror}); what was stored before is "
+                "kept, run the same command again once there is room"
+            ) from error
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say in words where two job descriptions differ, a line for each part."""
+    lines = []
+    for key in sorted(found.keys() | wanted.keys()):
+        old, new = found.get(key), wanted.get(key)
+        if old == new:
+            continue
+        if key == "inputs" and isinstance(old, list) and isinstance(new, list):
+            lines.extend(_input_differences(old, new))
+        elif isinstance(old, dict) and isinstance(new, dict):
+            lines.extend(f"{key}.{line}" for line in differences(old, new))
+        else:
+            lines.append(f"{key} was {_short(old)}, is {_short(new)}")
+    return lines
+
+
+def _input_differences(old: list[Any], new: list[Any]) -> list[str]:
+    before = {json.dumps(item[:1]): item for item in old}
+    after = {json.dumps(item[:1]): item for item in new}
+    gone, come = before.keys() - after.keys(), after.keys() - before.keys()
+    changed = [key for key in before.keys() & after.keys() if before[key] != after[key]]
+    lines = [f"input {before[key][0]} is gone" for key in sorted(gone)]
+    lines += [f"input {after[key][0]} is new" for key in sorted(come)]
+    lines += [f"input {after[key][0]} has changed" for key in sorted(changed)]
+    return lines or ["the inputs come in another order"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"

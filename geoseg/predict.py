@@ -1,0 +1,292 @@
+"""From pixels to probabilities: normalise, run the network, undo what test-time augmentation did.
+
+The one class here holds a network on a device. It knows nothing of files, blocks or clusters.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geoseg.errors import ModelError, SettingError
+from geoseg.tiling import Rect, Window
+
+if TYPE_CHECKING:
+    from geoseg.checkpoint import Model, ModelCard
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
+_GPU_BATCH = 16
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """Return the torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        SettingError: The name is none of these, or asks for a GPU that this machine does not show.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise SettingError(f"device {wanted!r} is not one of auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SettingError(f"device {wanted!r} is not one of auto, cpu, cuda, cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise SettingError(f"device {wanted!r}: torch sees {count} GPU(s) here; take --device cpu")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """Resolve ``auto``: bfloat16 on a GPU that has it, float32 anywhere else."""
+    if wanted not in PRECISIONS:
+        raise SettingError(f"precision {wanted!r} is not one of {', '.join(PRECISIONS)}")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return "bf16"
+    return "fp32"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How stored pixel values become what the network was trained on."""
+
+    low: float
+    """Stored value that means 0."""
+    high: float
+    """Stored value that means 1."""
+    mean: tuple[float, float, float]
+    """Mean of each band on the [0, 1] scale."""
+    std: tuple[float, float, float]
+    """Standard deviation of each band on the [0, 1] scale."""
+
+    def __post_init__(self) -> None:
+        if not self.high > self.low:
+            raise SettingError(f"value range {self.low:g} … {self.high:g}: the second must be larger")
+
+    @classmethod
+    def of(
+        cls, card: ModelCard, dtype: str, value_range: tuple[float, float] | None = None
+    ) -> Scaling:
+        """Take the range from the option, else from the card.
+
+        Raises:
+            SettingError: Neither says what the values of ``dtype`` mean.
+        """
+        chosen = value_range or card.value_range.get(dtype)
+        if chosen is None:
+            known = ", ".join(sorted(card.value_range)) or "no type"
+            raise SettingError(
+                f"the imagery is {dtype}, and model {card.name!r} knows only {known}: say which stored values "
+                "mean black and white, for example --range 0,10000"
+            )
+        low, high = chosen
+        return cls(float(low), float(high), card.mean, card.std)
+
+    def unit(self, values: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return stored values on the [0, 1] scale, clipped, float32, same shape."""
+        scaled = (values.astype(np.float32) - self.low) / (self.high - self.low)
+        return np.clip(scaled, 0, 1, out=scaled)
+
+
+class Predictor:
+    """A network on a device, in the precision that was asked for, ready for windows."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tta: bool = False,
+        target: int = 0,
+        batch: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Move the network to its device.
+
+        Args:
+            net: Maps ``(N, 3, H, W)`` normalised float to ``(N, classes, H, W)`` logits.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+            tta: Average over the eight rotations and mirror images of every window.
+            target: Which class is wanted, when the network has several (softmax over the classes).
+            batch: Windows per forward pass; by default 1 on the CPU and up to 16 on a GPU, halved until it fits.
+            threads: CPU threads for the arithmetic; by default what torch chooses.
+        """
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.tta = tta
+        self.target = target
+        self.batch = batch or (_GPU_BATCH if self.device.type == "cuda" else 1)
+        self.threads = threads
+        self._net = net.eval().to(self.device, memory_format=torch.channels_last)
+        self._turn = threading.Lock()
+
+    @classmethod
+    def of(cls, model: Model, **settings: object) -> Predictor:
+        """Build the network of a loaded model; ``settings`` as in the constructor."""
+        return cls(model.build(), target=building_class(model.card), **settings)  # type: ignore[arg-type]
+
+    def windows(
+        self,
+        values: NDArray[np.generic],
+        valid: NDArray[np.bool_],
+        origin: Rect,
+        windows: Iterable[Window],
+        scaling: Scaling,
+    ) -> Iterator[tuple[Window, NDArray[np.float32]]]:
+        """Yield every window with its probabilities, in the order given.
+
+        Args:
+            values: Stored pixel values, ``(3, H, W)``, covering all windows.
+            valid: ``(H, W)``, True where there is data; the rest enters as the mean colour.
+            origin: Where the arrays lie in the mosaic.
+            windows: What to run; only neighbours of the same shape are batched together.
+            scaling: From stored values to what the network expects.
+
+        Yields:
+            ``(window, probability)`` with float32 probabilities of shape ``window.pixels.shape``.
+        """
+        for group in _runs(windows, self.batch):
+            cuts = [window.pixels.slices(origin) for window in group]
+            stored = np.stack([values[:, rows, cols] for rows, cols in cuts])
+            known = np.stack([valid[rows, cols] for rows, cols in cuts])
+            yield from zip(group, self.probabilities(stored, known, scaling), strict=True)
+
+    def probabilities(
+        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
+    ) -> NDArray[np.float32]:
+        """Return probabilities ``(N, H, W)`` for stored values ``(N, 3, H, W)`` with validity ``(N, H, W)``.
+
+        ``H`` and ``W`` are multiples of 32. Safe to call from several threads: they take turns on the device.
+        """
+        with self._turn, torch.inference_mode():
+            if self.threads is not None:
+                # Set on every call: torch keeps the number of threads per calling thread.
+                torch.set_num_threads(self.threads)
+            return self._halving(values, valid, scaling)
+
+    def _halving(
+        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
+    ) -> NDArray[np.float32]:
+        try:
+            return self._forward(values, valid, scaling)
+        except torch.OutOfMemoryError:
+            if len(values) == 1:
+                raise
+        # Outside the handler, so that the failed attempt's tensors are already freed.
+        torch.cuda.empty_cache()
+        half = len(values) // 2
+        self.batch = max(half, 1)
+        parts = (slice(0, half), slice(half, None))
+        return np.concatenate([self._halving(values[p], valid[p], scaling) for p in parts])
+
+    def _forward(
+        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
+    ) -> NDArray[np.float32]:
+        pixels = self._normalised(values, valid, scaling)
+        if not self.tta:
+            return self._probability(pixels).cpu().numpy()
+        total: Tensor | None = None
+        for turns, flip in _DIHEDRAL:
+            seen = torch.rot90(pixels.flip(-1) if flip else pixels, turns, (-2, -1))
+            answer = torch.rot90(self._probability(seen), -turns, (-2, -1))
+            answer = answer.flip(-1) if flip else answer
+            total = answer if total is None else total + answer
+        if total is None:
+            raise ModelError("test-time augmentation without a single view")
+        return (total / len(_DIHEDRAL)).cpu().numpy()
+
+    def _normalised(
+        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
+    ) -> Tensor:
+        # Small integers travel to the device as they are; torch knows uint16 too little to compute with it.
+        plain = values if values.dtype == np.uint8 else values.astype(np.float32)
+        pixels = torch.from_numpy(np.ascontiguousarray(plain)).to(self.device).float()
+        known = torch.from_numpy(np.ascontiguousarray(valid)).to(self.device)
+        mean = torch.tensor(scaling.mean, device=self.device).view(1, 3, 1, 1)
+        std = torch.tensor(scaling.std, device=self.device).view(1, 3, 1, 1)
+        pixels = ((pixels - scaling.low) / (scaling.high - scaling.low)).clamp_(0, 1)
+        pixels = ((pixels - mean) / std).masked_fill_(~known[:, None], 0.0)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _probability(self, pixels: Tensor) -> Tensor:
+        with torch.autocast(
+            self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"
+        ):
+            logits = self._net(pixels)
+        logits = logits.float()
+        if logits.shape[1] == 1:
+            return logits[:, 0].sigmoid()
+        return logits.softmax(1)[:, self.target]
+
+
+def building_class(card: ModelCard) -> int:
+    """Return which channel of a model is the building class: the only one, or the one named ``building``.
+
+    Raises:
+        ModelError: Several classes and none is called so.
+    """
+    if card.num_classes == 1:
+        return 0
+    for index, name in enumerate(card.classes):
+        if name.lower().rstrip("s") == "building":
+            return index
+    raise ModelError(
+        f"model {card.name!r} has {card.num_classes} classes ({', '.join(card.classes) or 'unnamed'}) and none is "
+        "called 'building'; name the classes when importing it"
+    )
+
+
+def whole_image(
+    predictor: Predictor,
+    values: NDArray[np.generic],
+    valid: NDArray[np.bool_],
+    scaling: Scaling,
+) -> NDArray[np.float32]:
+    """Return one forward pass over a whole image: what every tiling is measured against.
+
+    The right and bottom sides are reflected to the next multiple of 32 and cut off again.
+
+    Args:
+        predictor: The network.
+        values: Stored values, ``(3, H, W)``.
+        valid: ``(H, W)``.
+        scaling: From stored values to what the network expects.
+
+    Returns:
+        float32 probabilities, ``(H, W)``.
+    """
+    height, width = valid.shape
+    pad = ((0, -height % 32), (0, -width % 32))
+    stored = np.pad(values, ((0, 0), *pad), mode="reflect")
+    known = np.pad(valid, pad, mode="reflect")
+    return predictor.probabilities(stored[None], known[None], scaling)[0, :height, :width]
+
+
+def _runs(windows: Iterable[Window], longest: int) -> Iterator[list[Window]]:
+    """Group consecutive windows of equal shape, at most ``longest`` together."""
+    group: list[Window] = []
+    for window in windows:
+        if group and (window.pixels.shape != group[0].pixels.shape or len(group) == longest):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+

@@ -1,0 +1,281 @@
+"""Where blocks are computed: in this process, on this machine's processes, or on a cluster. All of dask is here.
+
+A task is a plain function of ``(job, item)`` that knows nothing of dask. Few tasks are in flight at any time,
+whatever the number of blocks, so neither the scheduler nor this process fills up.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from geoseg.errors import SettingError, WorkerError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+Job = TypeVar("Job")
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+
+GPU = "GPU"
+"""Name of the dask resource that a worker with a GPU declares (``dask worker --resources GPU=1``)."""
+OVERLAP = 2
+"""Blocks at once on a worker: one reads or vectorises while the other has the network."""
+QUEUED = 2
+"""Further blocks waiting for each place, so that no worker idles while a result travels."""
+LOOK_AGAIN_S = 10.0
+"""How often to ask for the number of workers, since clusters grow and shrink."""
+CORES_PER_WORKER = 8
+"""CPU cores that one forward pass still uses well."""
+
+
+class Workers(Protocol):
+    """Something that applies a function to many items, in any order."""
+
+    @property
+    def description(self) -> str:
+        """In words, for the first line that a user sees."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that a task may use, None to leave it to the task's surroundings."""
+        ...
+
+    def map(
+        self, function: Callable[[Job, Item], Out], job: Job, items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Out | Exception]]:
+        """Yield each item with its result, or with the exception that it ended in, as they come."""
+        ...
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Here:
+    """Tasks one after the other in this process: for tests, debuggers, and one-block jobs."""
+
+    threads: int | None = None
+
+    @property
+    def description(self) -> str:
+        """In words."""
+        return "this process"
+
+    def map(
+        self, function: Callable[[Job, Item], Out], job: Job, items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Out | Exception]]:
+        """Yield ``(item, result)`` in the order of the items."""
+        for item in items:
+            try:
+                yield item, function(job, item)
+            except Exception as error:  # noqa: BLE001  what a task ends in is a result here, as on a cluster
+                yield item, error
+
+
+class Dask(AbstractContextManager["Dask"]):
+    """Tasks on a dask cluster: one that is started here, or one that is already running."""
+
+    def __init__(
+        self, *, scheduler: str | None = None, workers: int | None = None, device: str = "auto"
+    ) -> None:
+        """Say what is wanted; nothing starts before the ``with``.
+
+        Args:
+            scheduler: Address of a running scheduler, such as ``tcp://host:8786``, or None to start workers here.
+            workers: Number of local worker processes; by default one per GPU, or one per eight CPU cores.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``: whether local workers get a GPU each.
+
+        Raises:
+            SettingError: Both a scheduler and a number of workers, or fewer than one worker.
+        """
+        if scheduler is not None and workers is not None:
+            raise SettingError("--workers starts local workers and --scheduler uses running ones: give one")
+        if workers is not None and workers < 1:
+            raise SettingError(f"--workers is {workers}; it must be at least 1")
+        self._scheduler, self._wanted, self._device = scheduler, workers, device
+        self._stack = ExitStack()
+        self._client: Client | None = None
+        self.threads: int | None = None
+        self.description = "no workers yet"
+
+    def __enter__(self) -> Dask:
+        if multiprocessing.parent_process() is not None and self._scheduler is None:
+            raise SettingError(
+                "workers can only be started from the main program: put the call under "
+                "if __name__ == '__main__':"
+            )
+        for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with ExitStack() as stack:
+            client = self._connect() if self._scheduler else self._start(stack)
+            stack.callback(client.close)
+            self._client = client
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client = None
+        self._stack.close()
+
+    def _connect(self) -> Client:
+        from distributed import Client
+
+        try:
+            client = Client(self._scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise WorkerError(
+                f"no dask scheduler answers at {self._scheduler}: start one with 'dask scheduler' and workers with "
+                f"'dask worker ADDRESS', or leave --scheduler out ({error})"
+            ) from error
+        known = client.scheduler_info(n_workers=-1)["workers"]
+        gpus = sum(1 for worker in known.values() if worker.get("resources", {}).get(GPU))
+        self.description = f"{len(known)} workers at {self._scheduler}" + (f", {gpus} with a GPU" if gpus else "")
+        return client
+
+    def _start(self, stack: ExitStack) -> Client:
+        import dask
+        from distributed import Client, Nanny, Scheduler
+        from distributed.deploy.spec import SpecCluster
+
+        gpus = self._gpus()
+        count = self._wanted or len(gpus) or max(1, cores() // CORES_PER_WORKER)
+        self.threads = max(1, cores() // count)
+        common = {
+            "nthreads": OVERLAP,
+            "memory_limit": 0, "silence_logs": logging.CRITICAL, "host": "127.0.0.1"}
+        specs: dict[int, dict[str, Any]] = {}
+        for number in range(count):
+            options: dict[str, Any] = {**common, "env": {"OMP_NUM_THREADS": str(self.threads)}}
+            if gpus:
+                options["env"]["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+                options["resources"] = {GPU: 1}
+            specs[number] = {"cls": Nanny, "options": options}
+        # A memory limit of dask's would pause or kill workers by a guess; what a block takes is bounded by design.
+        stack.enter_context(dask.config.set({"distributed.worker.daemon": True}))
+        cluster = stack.enter_context(
+            SpecCluster(
+                workers=specs,
+                scheduler={
+                    "cls": Scheduler,
+                    "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None, "dashboard": False},
+                },
+                silence_logs=logging.CRITICAL,
+            )
+        )
+        kind = "GPU" if gpus else "CPU"
+        self.description = f"{count} {kind} worker{'s' if count > 1 else ''}"
+        return Client(cluster, set_as_default=False)
+
+    def _gpus(self) -> list[str]:
+        """Return the GPUs that local workers are bound to, as CUDA_VISIBLE_DEVICES names them."""
+        if self._device == "cpu":
+            return []
+        import torch
+
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+        names = names[: torch.cuda.device_count()]
+        if self._device.startswith("cuda:") and names:
+            number = int(self._device.removeprefix("cuda:"))
+            return names[number : number + 1]
+        return names
+
+    def map(
+        self, function: Callable[[Job, Item], Out], job: Job, items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Out | Exception]]:
+        """Yield ``(item, result or exception)`` as they are done, with few in flight.
+
+        A task whose worker dies is run again by the scheduler, three times at most; then the item ends in
+        ``distributed.KilledWorker``.
+
+        Raises:
+            WorkerError: The connection to the scheduler is lost, or no worker comes within two minutes.
+        """
+        from distributed import as_completed
+        from distributed.client import FutureCancelledError
+
+        client = self._client
+        if client is None:
+            raise WorkerError("the workers were not started: use 'with Dask(…) as workers'")
+        resources, places = self._places(client)
+        looked = monotonic()
+        # A task rather than scattered data: if the worker that holds the job dies, the scheduler makes it again.
+        held = client.submit(_same, job, pure=False, retries=3)
+        waiting = iter(items)
+        running: dict[str, tuple[Item, Future]] = {}
+        pool = as_completed(loop=client.loop)
+
+        def submit() -> bool:
+            for item in waiting:
+                future = client.submit(function, held, item, pure=False, resources=resources)
+                running[future.key] = (item, future)
+                pool.add(future)
+                return True
+            return False
+
+        for _ in range(places * QUEUED):
+            if not submit():
+                break
+        for future in pool:
+            item, _kept = running.pop(future.key)
+            error = future.exception() if future.status != "finished" else None
+            result = error if error is not None else future.result()
+            future.release()
+            if isinstance(result, FutureCancelledError):
+                raise WorkerError("the scheduler was lost; run the same command again to go on") from result
+            if monotonic() - looked > LOOK_AGAIN_S:
+                resources, places = self._places(client)
+                looked = monotonic()
+            while len(running) < places * QUEUED and submit():
+                pass
+            yield item, result  # type: ignore[misc]
+
+    def _places(self, client: Client) -> tuple[dict[str, float] | None, int]:
+        """Return the resource that tasks ask for, and how many run at once."""
+        from distributed import TimeoutError as NoWorker
+
+        try:
+            client.wait_for_workers(1, timeout=120)
+        except (NoWorker, TimeoutError) as error:
+            raise WorkerError(f"no worker came to {self._scheduler or 'the local cluster'} in 2 minutes") from error
+        known = client.scheduler_info(n_workers=-1)["workers"].values()
+        gpus = sum(worker.get("resources", {}).get(GPU, 0) for worker in known)
+        if gpus:
+            # Half a GPU each: two blocks share it in turns (see OVERLAP).
+            return {GPU: 1 / OVERLAP}, max(1, int(gpus * OVERLAP))
+        return None, max(1, sum(worker["nthreads"] for worker in known))
+
+
+def _same(job: Job) -> Job:
+    return job
+
+
+def open_workers(
+    *, scheduler: str | None = None, workers: int | None = None, device: str = "auto"
+) -> AbstractContextManager[Workers]:
+    """Return the workers that the options ask for; 0 workers means this process."""
+    from contextlib import nullcontext
+
+    if workers == 0 and scheduler is None:
+        return nullcontext(Here())
+    return Dask(scheduler=scheduler, workers=workers, device=device)
