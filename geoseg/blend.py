@@ -66,9 +66,7 @@ def weights(tiling: Tiling, window: Window, rect: Rect) -> FloatArray:
     return np.outer(rows, cols)
 
 
-def blend(
-    tiling: Tiling, core: Rect, results: Iterable[tuple[Window, FloatArray]]
-) -> FloatArray:
+def blend(tiling: Tiling, core: Rect, results: Iterable[tuple[Window, FloatArray]]) -> FloatArray:
     """Add window results into the pixels of a block.
 
     Args:

@@ -30,13 +30,11 @@ class Numbers(click.ParamType):
 
     name = "numbers"
 
-    def __init__(self, count: int, kind: type[int] | type[float]) -> None:
-        """Expect ``count`` numbers of a kind."""
+    def __init__(self, count: int | None, kind: type[int] | type[float]) -> None:
+        """Expect ``count`` numbers of a kind, or any number of them."""
         self.count, self.kind = count, kind
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[Any, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """Parse, or fail in click's own words."""
         if isinstance(value, tuple):
             return value
@@ -44,8 +42,8 @@ class Numbers(click.ParamType):
             numbers = tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) != self.count:
-            self.fail(f"{value!r} is not {self.count} numbers separated by commas", param, ctx)
+        if not numbers or self.count not in (None, len(numbers)):
+            self.fail(f"{value!r} is not {self.count or 'whole'} numbers separated by commas", param, ctx)
         return numbers
 
 
@@ -63,30 +61,90 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 input_argument = click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 
 sight_options = options(
-    click.option("--model", metavar="NAME|PATH", help="A shipped model's name or a model file. [default: the one shipped]"),
-    click.option("--threshold", type=float, metavar="P", help="Probability from which a pixel is building. [default: the model's]"),
-    click.option("--bands", type=Numbers(3, int), metavar="R,G,B", help="Bands that are red, green and blue, from 1. [default: 1,2,3]"),
-    click.option("--range", type=Numbers(2, float), metavar="LO,HI", help="Stored values that mean black and white; needed for 16-bit imagery. [default: the model's]"),
-    click.option("--gsd", type=float, metavar="M", help="Resample to M metres a pixel on the ground. [default: keep the first file's grid]"),
-    click.option("--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file, in any CRS."),
-)  # fmt: skip
+    click.option(
+        "--model", metavar="NAME|PATH", help="A shipped model's name or a model file. [default: the one shipped]"
+    ),
+    click.option(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="Probability from which a pixel is building. [default: the model's]",
+    ),
+    click.option(
+        "--bands",
+        type=Numbers(3, int),
+        metavar="R,G,B",
+        help="Bands that are red, green and blue, from 1. [default: 1,2,3]",
+    ),
+    click.option(
+        "--range",
+        type=Numbers(2, float),
+        metavar="LO,HI",
+        help="Stored values that mean black and white; needed for 16-bit imagery. [default: the model's]",
+    ),
+    click.option(
+        "--gsd",
+        type=float,
+        metavar="M",
+        help="Resample to M metres a pixel on the ground. [default: keep the first file's grid]",
+    ),
+    click.option(
+        "--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file, in any CRS."
+    ),
+)
 
 work_options = options(
-    click.option("--halo", default="auto", show_default=True, metavar="PX|exact|auto", help="Pixels that a window sees around what it answers for. 'exact' equals one pass over the whole image; 'auto' is cheaper and within one grey level of it."),
-    click.option("--taper", type=int, metavar="PX", help="Fade windows into each other over PX pixels. [default: the halo's own]"),
-    click.option("--core", type=int, default=2048, show_default=True, metavar="PX", help="Side of a block, the unit of work and of resume."),
+    click.option(
+        "--halo",
+        default="auto",
+        show_default=True,
+        metavar="PX|exact|auto",
+        help="Pixels that a window sees around what it answers for. "
+        "'exact' equals one pass over the whole image; 'auto' is cheaper and within one grey level of it.",
+    ),
+    click.option(
+        "--taper", type=int, metavar="PX", help="Fade windows into each other over PX pixels. [default: the halo's own]"
+    ),
+    click.option(
+        "--core",
+        type=int,
+        default=2048,
+        show_default=True,
+        metavar="PX",
+        help="Side of a block, the unit of work and of resume.",
+    ),
     click.option("--tta", is_flag=True, help="Average over eight rotations and mirror images: eight times the work."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where the network runs."),
-    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True, help="Arithmetic of the network; auto is bf16 on GPUs, fp32 elsewhere."),
-    click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Local worker processes. [default: one per GPU, or one per eight cores]"),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where the network runs."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        show_default=True,
+        help="Arithmetic of the network; auto is bf16 on GPUs, fp32 elsewhere.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Local worker processes. [default: one per GPU, or one per eight cores]",
+    ),
     click.option("--scheduler", metavar="ADDRESS", help="Use a running dask cluster, such as tcp://host:8786."),
-)  # fmt: skip
+)
 
 outline_options = options(
-    click.option("--min-area", type=float, default=4.0, show_default=True, metavar="M2", help="Leave out smaller buildings."),
+    click.option(
+        "--min-area", type=float, default=4.0, show_default=True, metavar="M2", help="Leave out smaller buildings."
+    ),
     click.option("--min-hole", type=float, default=2.0, show_default=True, metavar="M2", help="Close smaller holes."),
-    click.option("--simplify", type=float, metavar="M", help="How far outlines may move from the pixels' edges; 0 keeps the edges. [default: one pixel]"),
-)  # fmt: skip
+    click.option(
+        "--simplify",
+        type=float,
+        metavar="M",
+        help="How far outlines may move from the pixels' edges; 0 keeps the edges. [default: one pixel]",
+    ),
+)
 
 progress_option = click.option(
     "--progress",
@@ -125,7 +183,7 @@ def friendly(command: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="geoseg")
 def main() -> None:
-    """Building footprints from aerial imagery.
+    r"""Building footprints from aerial imagery.
 
     Takes a folder of georeferenced orthophotos of any size and writes masks (GeoTIFF) and
     footprints (GeoPackage and others) that QGIS opens, styled.
@@ -188,7 +246,12 @@ def plan(inputs: tuple[str, ...], as_json: bool, **settings: Any) -> None:
 @main.command()
 @click.argument("raster", type=click.Path())
 @click.argument("out", type=click.Path(dir_okay=False))
-@click.option("--threshold", type=float, metavar="P", help="For probability rasters: from where a pixel is building. [default: 0.5]")
+@click.option(
+    "--threshold",
+    type=float,
+    metavar="P",
+    help="For probability rasters: from where a pixel is building. [default: 0.5]",
+)
 @outline_options
 @progress_option
 @friendly
@@ -201,6 +264,73 @@ def polygonize(raster: str, out: str, **settings: Any) -> None:
 
     count = polygonize_file(raster, out, **settings)
     click.echo(f"{count} buildings · {out}", err=True)
+
+
+@main.command()
+@click.argument("predicted", type=click.Path())
+@click.argument("reference", type=click.Path())
+@click.option("--threshold", type=float, metavar="P", help="Probability from which a pixel is building. [default: 0.5]")
+@click.option(
+    "--predicted-as",
+    type=click.Choice(["auto", "mask", "probability"]),
+    default="auto",
+    show_default=True,
+    help="What PREDICTED holds, where its pixels do not tell.",
+)
+@click.option(
+    "--predicted-classes",
+    type=Numbers(None, int),
+    metavar="A,B,…",
+    help="Values of PREDICTED that mean building. [default: the only one besides 0]",
+)
+@click.option(
+    "--classes",
+    type=Numbers(None, int),
+    metavar="A,B,…",
+    help="Values of REFERENCE that mean building. [default: the only one besides 0]",
+)
+@click.option(
+    "--ignore",
+    type=Numbers(None, int),
+    default=(),
+    metavar="A,B,…",
+    help="Values of REFERENCE that mean 'not labelled'; those pixels count in nothing.",
+)
+@click.option("--boundary-m", type=float, metavar="M", help="Distance of the boundary IoU on the ground.")
+@click.option(
+    "--boundary-px",
+    type=int,
+    metavar="PX",
+    help="The same in pixels. [default: 2 % of each tile's diagonal, as published]",
+)
+@click.option("--gsd", type=float, metavar="M", help="Pixel size on the ground; needed for polygons on both sides.")
+@click.option(
+    "--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file, in any CRS."
+)
+@click.option("--curve", is_flag=True, help="Show a table by threshold as well; JSON always has it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@progress_option
+@friendly
+def evaluate(predicted: str, reference: str, curve: bool, as_json: bool, progress: str, **settings: Any) -> None:
+    """Measure PREDICTED against REFERENCE: IoU, precision, recall, boundary IoU.
+
+    Each is a raster (mask or probability), a file of polygons, or a folder of them. Files of two folders are paired
+    by name; a single file is compared with every file of a folder that it overlaps.
+    """
+    from geoseg.evaluate import evaluate as measure
+    from geoseg.evaluation import show
+    from geoseg.progress import open_progress
+
+    with open_progress(progress) as shown:
+        result = measure(predicted, reference, progress=shown, **settings)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    show(result, sys.stdout, curve=curve)
+    for note in result.notes:
+        click.echo(note, err=True)
+    if curve and result.curve is None:
+        click.echo("no curve by threshold: not every prediction is a probability", err=True)
 
 
 @main.command()
@@ -242,7 +372,9 @@ def run(pipeline: str, fresh: bool, progress: str) -> None:
     """
     from geoseg.pipeline import run_pipeline
 
-    _close(run_pipeline(pipeline, fresh=fresh, progress=progress))
+    # What was not asked for here is left to the file.
+    shown = None if progress == "auto" else progress
+    _close(run_pipeline(pipeline, fresh=fresh or None, progress=shown))
 
 
 @main.group()
@@ -276,7 +408,7 @@ def model_info(name: str) -> None:
     found = load_model(name)
     reach = found.reach
     facts = {
-        **found.json.loads(card.to_json()),
+        **json.loads(found.card.to_json()),
         "sha256": found.fingerprint,
         "parameters": sum(value.numel() for value in found.state.values()),
         "reach_px": [reach.before, reach.after],
@@ -290,7 +422,14 @@ def model_info(name: str) -> None:
 @click.option("--arch", type=click.Choice(["unet11", "unet16"]), required=True, help="Which TernausNet it is.")
 @click.option("--name", help="Name on the card. [default: OUT's]")
 @click.option("--gsd", type=float, metavar="M", help="Ground sampling distance it was trained at.")
-@click.option("--threshold", type=float, default=0.3, show_default=True, metavar="P", help="Probability from which a pixel is building.")
+@click.option(
+    "--threshold",
+    type=float,
+    default=0.3,
+    show_default=True,
+    metavar="P",
+    help="Probability from which a pixel is building.",
+)
 @click.option("--classes", metavar="A,B,…", help="Names of the classes; one must be 'building' when there are several.")
 @click.option("--licence", help="Licence of the weights.")
 @friendly

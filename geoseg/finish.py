@@ -23,16 +23,18 @@ from affine import Affine
 from numpy.typing import NDArray
 
 import geoseg
+from geoseg.areas import AreaHistogram
 from geoseg.errors import InputError
 from geoseg.footprints import Footprints, Outlines, Rules, Spool, finish
 from geoseg.journal import BlockRecord, Journal
 from geoseg.outline import simplify
+from geoseg.picture import Preview
 from geoseg.polygonize import Joiner, Parts, block_parts
 from geoseg.progress import Progress, open_progress
-from geoseg.report import AreaHistogram, Preview, write_report
+from geoseg.report import write_report
 from geoseg.segment import Computed, Plan, Result, Settings, crs_name
 from geoseg.tiling import Rect, Tiling
-from geoseg.vector import check_format, write_buildings, write_formats
+from geoseg.vector import write_buildings, write_formats
 from geoseg.write import replacing, writing_cog
 
 if TYPE_CHECKING:
@@ -140,8 +142,6 @@ def write_all(
     """Write every result of a run from its journal; see :func:`geoseg.segment.segment`."""
     out = journal.out
     mosaic = planned.mosaic
-    for name in settings.format:
-        check_format(name, mosaic.wkt)
     failures = [*planned.problems, *_block_failures(planned.tiling, computed)]
     with Spool(journal.folder / "buildings.sqlite", mosaic.shape[1]) as spool:
         clock = time.perf_counter()
@@ -275,9 +275,7 @@ class Drawn:
         rgb = np.rint(255 * self._planned.job.scaling.unit(read.values)).astype(np.uint8)
         with rasterio.open(probability) as raster:
             grey = raster.read(1, window=rect.window)
-        shifted = _in_pixels(
-            np.array(self._near[number], dtype=object), Affine.translation(-rect.col0, -rect.row0)
-        )
+        shifted = _in_pixels(np.array(self._near[number], dtype=object), Affine.translation(-rect.col0, -rect.row0))
         return Preview(
             rgb,
             read.valid,
@@ -288,9 +286,7 @@ class Drawn:
 
 
 def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.object_]:
-    moved: NDArray[np.object_] = shapely.transform(
-        polygons, lambda xy: np.column_stack(affine * (xy[:, 0], xy[:, 1]))
-    )
+    moved: NDArray[np.object_] = shapely.transform(polygons, lambda xy: np.column_stack(affine * (xy[:, 0], xy[:, 1])))
     return moved
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ from geoseg.errors import OutputError
 FOLDER = ".geoseg"
 _COMPLETE, _PARTIAL = ".npz", ".partial.npz"
 _ARRAYS = ("probability", "valid", "mask", "thumbnail", "parts", "facts")
+_CHECKSUM = 4
+# What zipfile and numpy answer to bytes that are no archive of arrays.
+_NO_RECORD = (
+    zipfile.BadZipFile, zlib.error, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class BlockRecord:
         return bool(self.facts.get("empty"))
 
     def to_bytes(self) -> bytes:
-        """Pack as a lightly compressed ``.npz``; equal records give equal bytes."""
+        """Pack as a lightly compressed ``.npz`` with a checksum of all of it; equal records give equal bytes."""
         arrays = {
             "probability": self.probability,
             "valid": np.packbits(self.valid, axis=1),
@@ -68,25 +74,30 @@ class BlockRecord:
             for name, array in arrays.items():
                 with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
-        return buffer.getvalue()
+            # The archive's comment, its last bytes, holds the checksum: zip's own leave its table of contents out.
+            packed.comment = bytes(_CHECKSUM)
+        data = buffer.getvalue()[:-_CHECKSUM]
+        return data + zlib.crc32(data).to_bytes(_CHECKSUM, "big")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BlockRecord:
         """Unpack; the opposite of :meth:`to_bytes`.
 
         Raises:
-            ValueError: The bytes are not a block record.
+            ValueError: The bytes are not a block record, or no longer those that were packed.
         """
+        if zlib.crc32(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "big"):
+            raise ValueError("not a block record, or a damaged one: its checksum does not fit")
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as packed:
                 arrays = {name: packed[name] for name in _ARRAYS}
-        except (zipfile.BadZipFile, KeyError, OSError) as error:
+            probability = arrays["probability"]
+            width = probability.shape[1]
+            valid, mask = (np.unpackbits(arrays[name], axis=1, count=width).astype(bool) for name in ("valid", "mask"))
+        except _NO_RECORD as error:
             raise ValueError(f"not a block record: {error}") from error
-        probability = arrays["probability"]
-        width = probability.shape[1]
-        valid, mask = (
-            np.unpackbits(arrays[name], axis=1, count=width).astype(bool) for name in ("valid", "mask")
-        )
+        if not probability.shape == valid.shape == mask.shape:
+            raise ValueError(f"not a block record: shapes {probability.shape}, {valid.shape} and {mask.shape}")
         return cls(
             probability,
             valid,
@@ -142,11 +153,11 @@ class Journal:
         reasons = differences(found, wanted) if found is not None else []
         if found is None or reasons or fresh:
             had = next(self.blocks(), None) is not None
-            shutil.rmtree(self._blocks, ignore_errors=True)
+            self.forget()
             self._store(self.folder / "job.json", json.dumps(wanted, indent=1).encode())
             if not had:
                 return []
-            return reasons or ["--fresh was given"]
+            return reasons or ["--fresh was given" if fresh else "what they belong to is not recorded or not readable"]
         return []
 
     @property
@@ -192,8 +203,17 @@ class Journal:
         return None
 
     def forget(self) -> None:
-        """Remove the blocks, once the results that were made of them are in place."""
-        shutil.rmtree(self._blocks, ignore_errors=True)
+        """Remove the blocks.
+
+        Raises:
+            OutputError: They cannot be removed; left there, another job would take them for its own.
+        """
+        try:
+            shutil.rmtree(self._blocks)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"{self._blocks}: cannot be removed ({error.strerror}); remove it by hand") from error
 
     def _identity(self) -> dict[str, Any] | None:
         try:
@@ -223,7 +243,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         old, new = found.get(key), wanted.get(key)
         if old == new:
             continue
-        if key == "inputs" and isinstance(old, list) and isinstance(new, list):
+        if key == "files" and isinstance(old, list) and isinstance(new, list):
             lines.extend(_input_differences(old, new))
         elif isinstance(old, dict) and isinstance(new, dict):
             lines.extend(f"{key}.{line}" for line in differences(old, new))

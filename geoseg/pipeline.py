@@ -11,6 +11,7 @@ The table's name is the job; its keys are ``inputs``, ``out`` and the fields of
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from geoseg.segment import Result
 
 JOBS = ("segment",)
-_GDAL_PREFIX = "/vsi"
+_GDAL_NAME = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+]+:")
+"""How names that are no paths begin, such as ``/vsis3/…``, ``https://…``, ``NETCDF:…`` (not ``C:/…``)."""
 
 
 def read_pipeline(path: str | Path) -> tuple[str, dict[str, Any]]:
@@ -53,7 +55,7 @@ def read_pipeline(path: str | Path) -> tuple[str, dict[str, Any]]:
     resolved = {
         **table,
         "inputs": [_beside(file, item) for item in inputs],
-        "out": _beside(file, table["out"]),
+        "out": str(file.parent / table["out"]),
     }
     if isinstance(table.get("aoi"), str):
         resolved["aoi"] = _beside(file, table["aoi"])
@@ -77,4 +79,5 @@ def run_pipeline(path: str | Path, **overrides: Any) -> Result:
 
 
 def _beside(file: Path, item: str) -> str:
-    return item if item.startswith(_GDAL_PREFIX) else str(file.parent / item)
+    path = file.parent / item
+    return item if _GDAL_NAME.match(item) and not path.exists() else str(path)

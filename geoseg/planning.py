@@ -22,9 +22,7 @@ SHARE_SAMPLES = 64
 """Blocks looked at for data when there are more than this many."""
 
 
-def estimate(
-    inputs: str | Path | Iterable[str | Path], settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def estimate(inputs: str | Path | Iterable[str | Path], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what :func:`geoseg.segment.segment` would do with the same arguments, as JSON-able facts.
 
     Keys: ``files``, ``width``, ``height``, ``crs``, ``ground_gsd_m``, ``model``, ``device``, ``precision``,
@@ -117,7 +115,13 @@ def _block_bytes(mosaic: Mosaic, side: int) -> int:
 def describe(facts: Mapping[str, Any]) -> str:
     """Return an estimate in words, a line a fact."""
     seconds = facts["seconds"]
-    span = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    span = (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
     lines = [
         facts["headline"],
         f"blocks             {facts['blocks']} of {facts['core']} px, about {facts['blocks_with_data']} with data",

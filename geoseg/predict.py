@@ -5,6 +5,7 @@ The one class here holds a network on a device. It knows nothing of files, block
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,13 +75,11 @@ class Scaling:
     """Standard deviation of each band on the [0, 1] scale."""
 
     def __post_init__(self) -> None:
-        if not self.high > self.low:
-            raise SettingError(f"value range {self.low:g} … {self.high:g}: the second must be larger")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise SettingError(f"value range {self.low:g} … {self.high:g}: both must be finite, the second the larger")
 
     @classmethod
-    def of(
-        cls, card: ModelCard, dtype: str, value_range: tuple[float, float] | None = None
-    ) -> Scaling:
+    def of(cls, card: ModelCard, dtype: str, value_range: tuple[float, float] | None = None) -> Scaling:
         """Take the range from the option, else from the card.
 
         Raises:
@@ -180,9 +179,7 @@ class Predictor:
                 torch.set_num_threads(self.threads)
             return self._halving(values, valid, scaling)
 
-    def _halving(
-        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
-    ) -> NDArray[np.float32]:
+    def _halving(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> NDArray[np.float32]:
         try:
             return self._forward(values, valid, scaling)
         except torch.OutOfMemoryError:
@@ -195,9 +192,7 @@ class Predictor:
         parts = (slice(0, half), slice(half, None))
         return np.concatenate([self._halving(values[p], valid[p], scaling) for p in parts])
 
-    def _forward(
-        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
-    ) -> NDArray[np.float32]:
+    def _forward(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> NDArray[np.float32]:
         pixels = self._normalised(values, valid, scaling)
         if not self.tta:
             return self._probability(pixels).cpu().numpy()
@@ -211,9 +206,7 @@ class Predictor:
             raise ModelError("test-time augmentation without a single view")
         return (total / len(_DIHEDRAL)).cpu().numpy()
 
-    def _normalised(
-        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
-    ) -> Tensor:
+    def _normalised(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
         # Small integers travel to the device as they are; torch knows uint16 too little to compute with it.
         plain = values if values.dtype == np.uint8 else values.astype(np.float32)
         pixels = torch.from_numpy(np.ascontiguousarray(plain)).to(self.device).float()
@@ -225,9 +218,7 @@ class Predictor:
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def _probability(self, pixels: Tensor) -> Tensor:
-        with torch.autocast(
-            self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"
-        ):
+        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
             logits = self._net(pixels)
         logits = logits.float()
         if logits.shape[1] == 1:
@@ -288,5 +279,3 @@ def _runs(windows: Iterable[Window], longest: int) -> Iterator[list[Window]]:
         group.append(window)
     if group:
         yield group
-
-

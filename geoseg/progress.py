@@ -107,7 +107,7 @@ class Bars(Progress):
         """Draw on ``stream``."""
         from rich.console import Console
 
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._pixels = 0

@@ -10,6 +10,7 @@ journal is in :mod:`geoseg.finish`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -113,9 +114,7 @@ class Settings:
             raise SettingError(f"core is {self.core} px; it must be positive")
         unknown = set(self.format) - set(FORMATS)
         if unknown or not self.format:
-            raise SettingError(
-                f"format {', '.join(sorted(unknown)) or '(none)'}: choose from {', '.join(FORMATS)}"
-            )
+            raise SettingError(f"format {', '.join(sorted(unknown)) or '(none)'}: choose from {', '.join(FORMATS)}")
         if self.progress not in KINDS:
             raise SettingError(f"progress {self.progress!r} is not one of {', '.join(KINDS)}")
 
@@ -167,24 +166,27 @@ class Job:
 
 
 _predictors: dict[tuple[Any, ...], Predictor] = {}
+_building = threading.Lock()
 
 
 def predictor_of(job: Job) -> Predictor:
     """Return the predictor of a job, built once a process."""
     key = (job.model, job.device, job.precision, job.tta, job.threads)
-    if key not in _predictors:
-        from geoseg.checkpoint import load_model
-        from geoseg.predict import Predictor
+    # The threads of one worker must end up with one predictor, whose lock they then share.
+    with _building:
+        if key not in _predictors:
+            from geoseg.checkpoint import load_model
+            from geoseg.predict import Predictor
 
-        _predictors.clear()
-        _predictors[key] = Predictor.of(
-            load_model(job.model),
-            device=job.device,
-            precision=job.precision,
-            tta=job.tta,
-            threads=job.threads if job.threads is not None else _worker_threads(),
-        )
-    return _predictors[key]
+            _predictors.clear()
+            _predictors[key] = Predictor.of(
+                load_model(job.model),
+                device=job.device,
+                precision=job.precision,
+                tta=job.tta,
+                threads=job.threads if job.threads is not None else _worker_threads(),
+            )
+        return _predictors[key]
 
 
 def _worker_threads() -> int | None:
@@ -228,9 +230,7 @@ def run_block(job: Job, index: tuple[int, int]) -> tuple[bytes, bool]:
 
     parts = block_parts(mask, grey, block.core).to_bytes()
     inner = block.core.slices(pixels.rect)
-    thumbnail = shrunk(
-        job.scaling.unit(pixels.values[:, *inner]), pixels.valid[inner], job.shrink
-    )
+    thumbnail = shrunk(job.scaling.unit(pixels.values[:, *inner]), pixels.valid[inner], job.shrink)
     seconds["vectorise"] = time.perf_counter() - clock
     facts = {
         "windows": len(windows),
@@ -243,9 +243,7 @@ def run_block(job: Job, index: tuple[int, int]) -> tuple[bytes, bool]:
     return BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes(), not problems
 
 
-def _read(
-    job: Job, block: Block
-) -> tuple[Pixels | None, NDArray[np.bool_], list[Window]]:
+def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], list[Window]]:
     """Read what a block needs: pixels with halo, the wanted pixels of the core, the windows to run."""
     nothing = np.zeros(block.core.shape, dtype=bool)
     if not job.mosaic.has_data(block.core):
@@ -287,9 +285,7 @@ def _empty(job: Job, block: Block, problems: list[dict[str, Any]]) -> tuple[byte
     return BlockRecord(grey, nothing, nothing, small, parts, facts).to_bytes(), not problems
 
 
-def shrunk(
-    unit: NDArray[np.float32], valid: NDArray[np.bool_], factor: int
-) -> NDArray[np.uint8]:
+def shrunk(unit: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.uint8]:
     """Return ``(3, H, W)`` values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
 
     Ragged right and bottom sides average over what is there; squares without data are black.
@@ -328,9 +324,7 @@ class Plan:
         files = len(mosaic.sources)
         where = crs_name(mosaic) if mosaic.georeferenced else "no georeference: in pixels"
         ground = f", {mosaic.ground_gsd:.3g} m" if mosaic.ground_gsd else ""
-        model = ", ".join(
-            [*([f"{card.gsd_m:.2f} m"] if card.gsd_m else []), f"threshold {self.job.threshold:g}"]
-        )
+        model = ", ".join([*([f"{card.gsd_m:.2f} m"] if card.gsd_m else []), f"threshold {self.job.threshold:g}"])
         rows, cols = mosaic.shape
         return (
             f"{files} file{'s' if files != 1 else ''}, one {cols} × {rows} grid, {where}{ground} · "
@@ -362,15 +356,13 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
     card = model.card
     building_class(card)
     names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    mosaic, bad = open_mosaic(
-        names, bands=settings.bands or _card_bands(card), gsd=settings.gsd, aoi=settings.aoi
-    )
+    mosaic, bad = open_mosaic(names, bands=settings.bands or _card_bands(card), gsd=settings.gsd, aoi=settings.aoi)
     tiling = _tiling(mosaic.shape, settings, model)
     threshold = card.threshold if settings.threshold is None else settings.threshold
     job = Job(
         mosaic=mosaic,
         tiling=tiling,
-        model=str(model.path),
+        model=str(model.path.absolute()),  # a cluster's workers may stand in another folder
         scaling=Scaling.of(card, str(mosaic.dtype), settings.range),
         threshold=threshold,
         device=settings.device,
@@ -495,7 +487,10 @@ def segment(
     with shown, Journal(Path(out)) as journal:
         planned = plan(inputs, chosen)
         from geoseg import finish
+        from geoseg.vector import check_format
 
+        for name in chosen.format:
+            check_format(name, planned.mosaic.wkt)
         shown.say(planned.headline)
         for note in planned.notes:
             shown.warn(note)
@@ -536,23 +531,18 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
         progress.say(f"all {total} blocks are there from an earlier run")
         return Computed(0, resumed, {}, "none needed")
     indices = (
-        (row, col)
-        for row in range(tiling.grid[0])
-        for col in range(tiling.grid[1])
-        if (row, col) not in finished
+        (row, col) for row in range(tiling.grid[0]) for col in range(tiling.grid[1]) if (row, col) not in finished
     )
     failed: dict[tuple[int, int], str] = {}
     done = 0
-    with open_workers(
-        scheduler=settings.scheduler, workers=settings.workers, device=settings.device
-    ) as workers:
+    with open_workers(scheduler=settings.scheduler, workers=settings.workers, device=settings.device) as workers:
         progress.stage("segmenting", total, done=resumed, pixels=True)
         job = _for_workers(planned.job, workers, settings)
         for index, outcome in workers.map(run_block, job, indices):
             if isinstance(outcome, Exception):
                 failed[index] = _failure(outcome)
                 progress.warn(f"block {index}: {failed[index]}")
-                if done == 0 and len(failed) >= min(HOPELESS, total - resumed):
+                if done == 0 and len(failed) >= min(HOPELESS, total):
                     raise WorkerError(
                         f"none of the first {len(failed)} blocks could be computed, the last because: {failed[index]}"
                     ) from outcome

@@ -158,9 +158,7 @@ class Tiling:
                 f"and the cell ({self.cell})"
             )
         if self.core < self.cell or self.core % self.cell:
-            raise SettingError(
-                f"core is {self.core} px; it must be a positive multiple of the cell ({self.cell} px)"
-            )
+            raise SettingError(f"core is {self.core} px; it must be a positive multiple of the cell ({self.cell} px)")
 
     @cached_property
     def extent(self) -> Rect:
@@ -200,9 +198,7 @@ class Tiling:
         if not (0 <= row < rows and 0 <= col < cols):
             raise SettingError(f"no block ({row}, {col}) in a grid of {rows} × {cols}")
         size, (height, width) = self.core, self.shape
-        return Rect(
-            row * size, col * size, min((row + 1) * size, height), min((col + 1) * size, width)
-        )
+        return Rect(row * size, col * size, min((row + 1) * size, height), min((col + 1) * size, width))
 
     def window(self, row: int, col: int) -> Window:
         """Return the window of the lattice cell ``(row, col)``."""
@@ -241,7 +237,5 @@ class Tiling:
             first = max(start - half, 0) // size
             last = -(-min(stop + half, length) // size)
             for index in range(first, last):
-                total += min((index + 1) * size + self.halo, padded) - max(
-                    index * size - self.halo, 0
-                )
+                total += min((index + 1) * size + self.halo, padded) - max(index * size - self.halo, 0)
         return total

@@ -31,6 +31,8 @@ OVERLAP = 2
 """Blocks at once on a worker: one reads or vectorises while the other has the network."""
 QUEUED = 2
 """Further blocks waiting for each place, so that no worker idles while a result travels."""
+NO_PAGE = "127.0.0.1:0"
+"""Where dask's status pages go: unless told, port 8787 of every network this machine is on."""
 LOOK_AGAIN_S = 10.0
 """How often to ask for the number of workers, since clusters grow and shrink."""
 CORES_PER_WORKER = 8
@@ -90,9 +92,7 @@ class Here:
 class Dask(AbstractContextManager["Dask"]):
     """Tasks on a dask cluster: one that is started here, or one that is already running."""
 
-    def __init__(
-        self, *, scheduler: str | None = None, workers: int | None = None, device: str = "auto"
-    ) -> None:
+    def __init__(self, *, scheduler: str | None = None, workers: int | None = None, device: str = "auto") -> None:
         """Say what is wanted; nothing starts before the ``with``.
 
         Args:
@@ -116,8 +116,7 @@ class Dask(AbstractContextManager["Dask"]):
     def __enter__(self) -> Dask:
         if multiprocessing.parent_process() is not None and self._scheduler is None:
             raise SettingError(
-                "workers can only be started from the main program: put the call under "
-                "if __name__ == '__main__':"
+                "workers can only be started from the main program: put the call under if __name__ == '__main__':"
             )
         for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -162,7 +161,11 @@ class Dask(AbstractContextManager["Dask"]):
         self.threads = max(1, cores() // count)
         common = {
             "nthreads": OVERLAP,
-            "memory_limit": 0, "silence_logs": logging.CRITICAL, "host": "127.0.0.1"}
+            "memory_limit": 0,
+            "silence_logs": logging.CRITICAL,
+            "host": "127.0.0.1",
+            "dashboard_address": NO_PAGE,
+        }
         specs: dict[int, dict[str, Any]] = {}
         for number in range(count):
             options: dict[str, Any] = {**common, "env": {"OMP_NUM_THREADS": str(self.threads)}}
@@ -177,7 +180,7 @@ class Dask(AbstractContextManager["Dask"]):
                 workers=specs,
                 scheduler={
                     "cls": Scheduler,
-                    "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None, "dashboard": False},
+                    "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": NO_PAGE, "dashboard": False},
                 },
                 silence_logs=logging.CRITICAL,
             )
@@ -212,7 +215,6 @@ class Dask(AbstractContextManager["Dask"]):
             WorkerError: The connection to the scheduler is lost, or no worker comes within two minutes.
         """
         from distributed import as_completed
-        from distributed.client import FutureCancelledError
 
         client = self._client
         if client is None:
@@ -238,11 +240,8 @@ class Dask(AbstractContextManager["Dask"]):
                 break
         for future in pool:
             item, _kept = running.pop(future.key)
-            error = future.exception() if future.status != "finished" else None
-            result = error if error is not None else future.result()
+            result = _outcome(future)
             future.release()
-            if isinstance(result, FutureCancelledError):
-                raise WorkerError("the scheduler was lost; run the same command again to go on") from result
             if monotonic() - looked > LOOK_AGAIN_S:
                 resources, places = self._places(client)
                 looked = monotonic()
@@ -264,6 +263,18 @@ class Dask(AbstractContextManager["Dask"]):
             # Half a GPU each: two blocks share it in turns (see OVERLAP).
             return {GPU: 1 / OVERLAP}, max(1, int(gpus * OVERLAP))
         return None, max(1, sum(worker["nthreads"] for worker in known))
+
+
+def _outcome(future: Future) -> Any:
+    """Return a finished task's result, or the exception that it ended in."""
+    from distributed.client import FutureCancelledError
+
+    try:
+        return future.result()
+    except FutureCancelledError as error:
+        raise WorkerError("the scheduler was lost; run the same command again to go on") from error
+    except Exception as error:  # noqa: BLE001  what a task ends in is a result
+        return error
 
 
 def _same(job: Job) -> Job:

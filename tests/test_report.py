@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
-from shapely.geometry import Polygon, box
+from shapely.geometry import box
 
-from geoseg import report
-from geoseg.errors import OutputError, SettingError
-from geoseg.report import PAGE_BYTES, AreaHistogram, Preview, outline_path, render, write_report
+from geoseg import picture
+from geoseg.areas import AreaHistogram
+from geoseg.errors import OutputError
+from geoseg.picture import Preview
+from geoseg.report import PAGE_BYTES, render, write_report
 
 VOID = {"meta", "img", "input", "br", "path", "use", "line"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>&amp;"
@@ -282,46 +281,8 @@ def test_pictures_decode_to_what_was_given() -> None:
     assert np.abs(heat - np.array([186, 57, 82])[:, None, None]).max() < 12
 
 
-def test_outlines_come_back_from_the_path() -> None:
-    place = preview(outlines=[box(10, 10, 20, 25).difference(box(12, 12, 15, 15)), box(30, 5, 45.5, 15)])
-    page = Page(render(full_run(), place, [], histogram(10)))
-    (path,) = (a["d"] for a in page.all("path"))
-    (svg,) = (a for a in page.all("svg") if a["class"] == "outlines")
-    assert svg["viewbox"] == "0 0 640 480"
-    assert path is not None
-    found = shapely.Polygon()
-    for ring in _rings(path):
-        found = found.symmetric_difference(Polygon(ring))
-    assert found.equals(shapely.union_all(place.outlines))
-
-
-def _rings(path: str) -> list[np.ndarray]:
-    """Read the SVG path back, by the grammar of relative moves."""
-    result = []
-    for part in path.split("z")[:-1]:
-        start, steps = part[1:].split("l")
-        numbers = [int(number) for number in re.findall(r"[+-]?\d+", steps)]
-        moves = np.array([*map(int, start.split()), *numbers]).reshape(-1, 2)
-        result.append(np.cumsum(moves, axis=0) / 10)
-    return result
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.floats(-20, 90), st.floats(-20, 70), st.floats(0.01, 30)), max_size=8))
-def test_path_keeps_what_shows(discs: list[tuple[float, float, float]]) -> None:
-    shapes = [shapely.Point(x, y).buffer(radius, 6) for x, y, radius in discs]
-    path = outline_path(shapes, (48, 64), 10**6)
-    assert path is not None
-    inside = [shape for shape in shapes if shape.envelope.intersects(box(0, 0, 64, 48))]
-    rings = _rings(path)
-    assert len(rings) == len(inside)
-    for ring, shape in zip(rings, inside, strict=True):
-        if len(ring) > 2:  # smaller than what shows
-            assert Polygon(ring).exterior.hausdorff_distance(shape.exterior) < 0.3 + 0.1
-
-
 def test_too_many_outlines_become_a_tint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MAX_OUTLINES", 1)
+    monkeypatch.setattr(picture, "MAX_OUTLINES", 1)
     page = Page(render(full_run(), preview(probability=None), [], histogram(10)))
     assert page.all("path") == []
     assert "they are tinted" in page.text
@@ -360,21 +321,6 @@ def test_noise_everywhere_stays_small(tmp_path: Path) -> None:
     assert 1_000_000 < path.stat().st_size < PAGE_BYTES
 
 
-@pytest.mark.parametrize(
-    ("changes", "quoted"),
-    [
-        ({"rgb": np.zeros((48, 64, 3), dtype=np.uint8)}, r"\(48, 64, 3\)"),
-        ({"rgb": np.zeros((3, 48, 64), dtype=np.float32)}, "float32"),
-        ({"valid": np.ones((48, 63), dtype=bool)}, r"\(48, 63\)"),
-        ({"probability": np.zeros((1, 48, 64), dtype=np.uint8)}, r"\(1, 48, 64\)"),
-        ({"rgb": np.zeros((3, 0, 64), dtype=np.uint8)}, r"\(3, 0, 64\)"),
-    ],
-)
-def test_preview_refuses_what_does_not_fit(changes: dict[str, Any], quoted: str) -> None:
-    with pytest.raises(SettingError, match=quoted):
-        preview(**changes)
-
-
 def test_write_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("before")
@@ -383,61 +329,6 @@ def test_write_is_all_or_nothing(tmp_path: Path) -> None:
     write_report(path, {}, preview(), [], histogram())
     assert path.read_text("utf-8").startswith("<!DOCTYPE html>")
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
-
-
-# --- histogram ----------------------------------------------------------------------------------
-
-AREAS = arrays(np.float64, st.integers(0, 60), elements=st.floats(0, 1e7))
-
-
-@settings(deadline=None)
-@given(st.lists(AREAS, max_size=4))
-def test_histogram_counts_like_numpy(batches: list[np.ndarray]) -> None:
-    areas = np.concatenate([np.zeros(0), *batches])
-    found = AreaHistogram()
-    for batch in batches:
-        found.add(batch)
-    # numpy's last bin holds its upper edge, ours does not.
-    expected, _ = np.histogram(areas[areas < found.edges[-1]], bins=found.edges)
-    assert found.counts.tolist() == expected.tolist()
-    assert found.below == (areas < 1).sum()
-    assert found.above == (areas >= 100_000).sum()
-    assert found.total == areas.size
-    assert found.total_area == pytest.approx(areas.sum())
-    if areas.size:
-        assert (found.minimum, found.maximum) == (areas.min(), areas.max())
-        assert found.minimum <= found.median <= found.maximum  # type: ignore[operator]
-    else:
-        assert found.minimum is found.maximum is found.median is found.mean is None
-
-
-@settings(deadline=None)
-@given(arrays(np.float64, st.integers(1, 80), elements=st.floats(1, 99_999)), st.floats(0, 1))
-def test_quantiles_are_within_a_bin(areas: np.ndarray, share: float) -> None:
-    found = AreaHistogram()
-    found.add(areas)
-    # A quantile lies between the two order statistics around it; bins are 10^(1/40) wide.
-    step = 10 ** (1 / AreaHistogram.PER_DECADE) * (1 + 1e-9)
-    low = np.quantile(areas, max(share - 1 / areas.size, 0), method="lower")
-    high = np.quantile(areas, min(share + 1 / areas.size, 1), method="higher")
-    estimate = found.quantile(share)
-    assert estimate is not None
-    assert low / step <= estimate <= high * step
-
-
-def test_edges_are_exact_at_the_decades() -> None:
-    found = histogram(1, 10, 100, 1000, 10_000, 9.999999)
-    assert found.edges[:: AreaHistogram.PER_DECADE].tolist() == [1, 10, 100, 1e3, 1e4, 1e5]
-    assert found.counts[:: AreaHistogram.PER_DECADE].tolist() == [1] * 5
-    assert found.counts[AreaHistogram.PER_DECADE - 1] == 1
-
-
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
-def test_histogram_refuses_what_is_no_area(bad: float) -> None:
-    found = histogram(5)
-    with pytest.raises(SettingError, match=str(bad)):
-        found.add([1.0, bad])
-    assert found.total == 1
 
 
 def test_bars_show_the_counts() -> None:
@@ -449,13 +340,3 @@ def test_bars_show_the_counts() -> None:
     text = page.text
     assert "10 to 12.6 m²: 3 buildings" in text
     assert "Not drawn: 1 smaller than 1 m² and 1 of at least 100 000 m²." in text
-
-
-@given(st.integers(0, 10**9))
-def test_ticks_are_few_even_and_reach_the_top(most: int) -> None:
-    ticks = report._nice_ticks(most)
-    assert 3 <= len(ticks) <= 7
-    assert ticks[0] == 0
-    assert ticks[-2] < max(most, 2) + 1 <= ticks[-1] + 1
-    assert len(set(np.diff(ticks))) == 1
-    assert str(ticks[1]).rstrip("0") in {"1", "2", "5"}

@@ -64,7 +64,7 @@ def main() -> None:
             away = differences(predictor, pixels.values, pixels.valid, scaling, tiling, whole)
             ratio = Tiling((20480, 20480), 1024, halo, taper, 2048).forward_ratio()
             print(
-                f"{name.rsplit('/', 1)[-1]} | {halo} | {taper} | {ratio:.2f} | {away.max():.3f} | {away.mean():.5f} | "
+                f"{name.rsplit('/', 1)[-1]} | {halo} | {taper} | {ratio:.2f} | {away.max():.2e} | {away.mean():.2e} | "
                 f"{(away >= 1).mean():.2e}",
                 flush=True,
             )
