@@ -13,6 +13,7 @@ The flow, one way, one module a stage::
 * :mod:`geoseg.polygonize` turns masks into outlines, block by block, and joins them exactly.
 * :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
 * :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the files, :mod:`geoseg.cli` the commands.
+* :mod:`geoseg.sample` draws a city with exact truth; :mod:`geoseg.evaluate` compares results with a reference.
 
 Names are imported when they are first used, so that ``import geoseg`` costs nothing.
 """

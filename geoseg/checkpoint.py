@@ -408,8 +408,9 @@ def _card_of(stream: BinaryIO, path: Path) -> ModelCard:
 
 def _header(stream: BinaryIO, path: Path) -> dict[str, Any]:
     """Return a safetensors header: eight bytes of length (little-endian), then that much JSON."""
-    start = stream.read(8)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    start, brace = stream.read(8), stream.read(1)
+    # A pickle begins with 0x80, but so does one length of header in 32.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and brace != b"{"):
         raise ModelError(f"{path}: is a PyTorch checkpoint, not a geoseg model; convert it with 'geoseg model import'")
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
     if not 2 <= length <= _MAX_HEADER:
@@ -417,7 +418,7 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, Any]:
             f"{path}: is not a safetensors file"
             + (f" (its header would have {length} bytes, at most {_MAX_HEADER} are read)" if length > 0 else "")
         )
-    text = stream.read(length)
+    text = brace + stream.read(length - 1)
     if not text.startswith(b"{"):
         raise ModelError(f"{path}: is not a safetensors file")
     if len(text) < length:

@@ -23,6 +23,7 @@ from affine import Affine
 from numpy.typing import NDArray
 
 import geoseg
+from geoseg.aoi import apply_affine
 from geoseg.areas import AreaHistogram
 from geoseg.errors import InputError
 from geoseg.footprints import Footprints, Outlines, Rules, Spool, finish
@@ -34,7 +35,7 @@ from geoseg.progress import Progress, open_progress
 from geoseg.report import write_report
 from geoseg.segment import Computed, Plan, Result, Settings, crs_name
 from geoseg.tiling import Rect, Tiling
-from geoseg.vector import write_buildings, write_formats
+from geoseg.vector import check_format, format_of, write_buildings, write_formats
 from geoseg.write import replacing, writing_cog
 
 if TYPE_CHECKING:
@@ -286,7 +287,9 @@ class Drawn:
 
 
 def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.object_]:
-    moved: NDArray[np.object_] = shapely.transform(polygons, lambda xy: np.column_stack(affine * (xy[:, 0], xy[:, 1])))
+    moved: NDArray[np.object_] = shapely.transform(
+        polygons, lambda xy: np.column_stack(apply_affine(affine, xy[:, 0], xy[:, 1]))
+    )
     return moved
 
 
@@ -430,6 +433,7 @@ def polygonize_file(
     mosaic, problems = open_mosaic([raster], bands=(1, 1, 1))
     if problems:
         raise InputError(str(problems[0]))
+    check_format(format_of(out), mosaic.wkt)
     pixel = mosaic.ground_gsd or 1.0
     tolerance = 1.0 if checked.simplify is None else checked.simplify / pixel
     tiling = Tiling(mosaic.shape, 1024, 0, 0, 2048)

@@ -26,6 +26,7 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import ProjError
 from shapely import Polygon
 
+from geoseg.aoi import apply_affine
 from geoseg.errors import OutputError, SettingError
 
 Polygons = NDArray[np.object_]
@@ -341,10 +342,7 @@ def _simplified(batch: Outlines, rules: Rules) -> Outlines:
 
 def _on_map(polygons: Polygons, affine: Affine) -> Polygons:
     def project(xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = xy[:, 0], xy[:, 1]
-        return np.column_stack(
-            (affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f)
-        )
+        return np.column_stack(apply_affine(affine, xy[:, 0], xy[:, 1]))
 
     # An affine with south down turns rings over; the formats that care want shells
     # counter-clockwise.

@@ -175,11 +175,11 @@ class Journal:
         """
         if not self._blocks.is_dir():
             return
-        for row in self._blocks.iterdir():
-            for path in row.iterdir():
-                partial = path.name.endswith(_PARTIAL)
-                if path.name.endswith(_COMPLETE) and not (partial and complete):
-                    yield int(row.name), int(path.name.partition(".")[0])
+        # Desktops and backups leave files of their own anywhere.
+        for path in self._blocks.glob("[0-9]*/[0-9]*" + _COMPLETE):
+            column, _, partial = path.name.removesuffix(_COMPLETE).partition(".")
+            if path.parent.name.isdigit() and column.isdigit() and not (partial and complete):
+                yield int(path.parent.name), int(column)
 
     def put(self, index: tuple[int, int], data: bytes, complete: bool = True) -> None:
         """Store a finished block; it is there completely or not at all."""
@@ -188,7 +188,7 @@ class Journal:
             self._path(index, _PARTIAL).unlink(missing_ok=True)
 
     def get(self, index: tuple[int, int]) -> BlockRecord | None:
-        """Return a stored block, or None when it is not there.
+        """Return a stored block, or None when it is not there or the disk does not give it back.
 
         A file that does not read (the disk lost it in a power cut) is removed, so that the next run computes it.
         """
@@ -196,7 +196,7 @@ class Journal:
             path = self._path(index, ending)
             try:
                 return BlockRecord.from_bytes(path.read_bytes())
-            except FileNotFoundError:
+            except OSError:
                 continue
             except ValueError:
                 path.unlink(missing_ok=True)

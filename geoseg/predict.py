@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -93,7 +93,9 @@ class Scaling:
                 "mean black and white, for example --range 0,10000"
             )
         low, high = chosen
-        return cls(float(low), float(high), card.mean, card.std)
+        red, green, blue = zip(card.mean, card.std, strict=True)
+        mean, std = (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
+        return cls(float(low), float(high), mean, std)
 
     def unit(self, values: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return stored values on the [0, 1] scale, clipped, float32, same shape."""
@@ -132,7 +134,7 @@ class Predictor:
         self.target = target
         self.batch = batch or (_GPU_BATCH if self.device.type == "cuda" else 1)
         self.threads = threads
-        self._net = net.eval().to(self.device, memory_format=torch.channels_last)
+        self._net = net.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._turn = threading.Lock()
 
     @classmethod
@@ -160,7 +162,7 @@ class Predictor:
         Yields:
             ``(window, probability)`` with float32 probabilities of shape ``window.pixels.shape``.
         """
-        for group in _runs(windows, self.batch):
+        for group in _runs(windows, lambda: self.batch):
             cuts = [window.pixels.slices(origin) for window in group]
             stored = np.stack([values[:, rows, cols] for rows, cols in cuts])
             known = np.stack([valid[rows, cols] for rows, cols in cuts])
@@ -269,11 +271,11 @@ def whole_image(
     return predictor.probabilities(stored[None], known[None], scaling)[0, :height, :width]
 
 
-def _runs(windows: Iterable[Window], longest: int) -> Iterator[list[Window]]:
-    """Group consecutive windows of equal shape, at most ``longest`` together."""
+def _runs(windows: Iterable[Window], longest: Callable[[], int]) -> Iterator[list[Window]]:
+    """Group consecutive windows of equal shape, at most ``longest()`` together, which may shrink on the way."""
     group: list[Window] = []
     for window in windows:
-        if group and (window.pixels.shape != group[0].pixels.shape or len(group) == longest):
+        if group and (window.pixels.shape != group[0].pixels.shape or len(group) >= longest()):
             yield group
             group = []
         group.append(window)

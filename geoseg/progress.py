@@ -60,7 +60,6 @@ class Lines(Progress):
         self._stage, self._total, self._done, self._pixels = name, total, done, 0
         self._resumed = done
         self._start = time.monotonic()
-        self._last = 0.0
         self._event()
 
     def advance(self, steps: int = 1, pixels: int = 0) -> None:

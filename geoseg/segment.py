@@ -98,6 +98,13 @@ class Settings:
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.format, str):
             object.__setattr__(self, "format", (self.format,))
+        for name in ("model", "aoi", "scheduler", "device", "precision", "progress"):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                value = str(value)
+                object.__setattr__(self, name, value)
+            if value is not None and not isinstance(value, str):
+                raise SettingError(f"{name} is {value!r}; it must be text")
         _between("threshold", self.threshold, 0, 1)
         for name in ("min_area", "min_hole", "simplify"):
             _between(name, getattr(self, name), 0, np.inf, closed=True)

@@ -248,6 +248,8 @@ def _write_gdal(
             geometry_name=GEOMETRY,
             geometry_type="Polygon",
             crs=_gdal_crs(crs),
+            # What GDAL of Debian 12 and Ubuntu 22.04 knows; 1.4, today's default, makes them warn.
+            dataset_options={"VERSION": "1.2"} if format == "gpkg" else {},
             layer_options=options
             | ({"SRID": "-1"} if crs is None and format == "gpkg" else {}),  # undefined Cartesian
         )

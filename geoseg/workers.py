@@ -224,7 +224,7 @@ class Dask(AbstractContextManager["Dask"]):
         # A task rather than scattered data: if the worker that holds the job dies, the scheduler makes it again.
         held = client.submit(_same, job, pure=False, retries=3)
         waiting = iter(items)
-        running: dict[str, tuple[Item, Future]] = {}
+        running: dict[Any, tuple[Item, Future]] = {}
         pool = as_completed(loop=client.loop)
 
         def submit() -> bool:
@@ -247,7 +247,7 @@ class Dask(AbstractContextManager["Dask"]):
                 looked = monotonic()
             while len(running) < places * QUEUED and submit():
                 pass
-            yield item, result  # type: ignore[misc]
+            yield item, result
 
     def _places(self, client: Client) -> tuple[dict[str, float] | None, int]:
         """Return the resource that tasks ask for, and how many run at once."""

@@ -14,6 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("geoseg", deadline=None)
+settings.load_profile("geoseg")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CITY_SHAPE = (247, 231)

@@ -658,3 +658,13 @@ def test_a_missing_file_is_a_model_error(tmp_path):
     for read in (load_model, read_card, read_state):
         with pytest.raises(ModelError, match="gone"):
             read(tmp_path / "gone.pt")
+
+
+def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
+    # The first byte of a file is the length's lowest, which for one length in 32 is that of a pickle.
+    path = tmp_path / "m.safetensors"
+    header = json.dumps({"__metadata__": {"geoseg": ModelCard(name="m", arch="unet11").to_json()}}).encode()
+    first = -(-len(header) // 8) * 8
+    for length in range(first, first + 256, 8):
+        path.write_bytes(struct.pack("<Q", length) + header.ljust(length))
+        assert read_card(path).name == "m"

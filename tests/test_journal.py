@@ -414,7 +414,12 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = "import sys, pathlib, geoseg.journal as j\nwith j.Journal(pathlib.Path(sys.argv[1])):\n print('held', flush=True)\n input()"
+    code = (
+        "import sys, pathlib, geoseg.journal as j\n"
+        "with j.Journal(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    input()"
+    )
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -489,7 +489,7 @@ def test_a_run_without_hope_stops(
         raise RuntimeError("no driver")
 
     monkeypatch.setattr(module, "run_block", hopeless)
-    with pytest.raises(WorkerError, match="none of the first 8 blocks.*no driver"):
+    with pytest.raises(WorkerError, match=r"none of the first 8 blocks.*no driver"):
         segment(city, tmp_path, model=str(narrow_model), **small(core=64))
     assert len(calls) == module.HOPELESS
 

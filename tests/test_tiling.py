@@ -55,9 +55,7 @@ def test_growing_adds_a_frame_and_is_cut(rect, margin):
     assert grown.contains(rect)
     # The corners of the frame, cut, are the corners of the grown rectangle.
     rows, cols = np.array(sorted(frame)).T
-    assert grown == Rect(
-        max(rows.min(), -22), max(cols.min(), -22), min(rows.max(), 40) + 1, min(cols.max(), 40) + 1
-    )
+    assert grown == Rect(max(rows.min(), -22), max(cols.min(), -22), min(rows.max(), 40) + 1, min(cols.max(), 40) + 1)
 
 
 def test_slices_and_rasterio_window_point_at_the_same_pixels():
