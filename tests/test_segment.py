@@ -461,9 +461,7 @@ def test_failed_blocks_are_told_and_tried_again(
 
     monkeypatch.setattr(module, "run_block", unlucky)
     result = segment(city, tmp_path, model=str(narrow_model), **small())
-    assert result.failures == (
-        {"block": "rows 0–127, columns 128–230", "message": "RuntimeError: out of luck"},
-    )
+    assert result.failures == ({"block": "rows 0–127, columns 128–230", "message": "RuntimeError: out of luck"},)
     found = rasters(tmp_path)
     assert not found["mask_valid"][:128, 128:].any()
     ours, whole_city = found["mask"].copy(), rasters(reference)["mask"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_segment import content, small
 
 from geoseg.errors import SettingError, WorkerError
 from geoseg.segment import segment
@@ -261,6 +260,8 @@ def test_tasks_go_to_workers_with_a_gpu(cluster: Callable[..., str]) -> None:
 def test_running_cluster_gives_the_same_result(
     cluster: Callable[..., str], city: Path, narrow_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from test_segment import content, small  # here: workers import this module, and should not need all that
+
     address = cluster("[{}]")
     # Paths relative to here mean nothing to workers that stand elsewhere.
     monkeypatch.chdir(narrow_model.parent)
