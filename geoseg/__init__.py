@@ -6,11 +6,15 @@ The flow, one way, one module a stage::
                one grid  blocks,   U-Net on   taper,   parts per     join across   GeoPackage …, COG
                          windows   a worker   Σ w·p    block         blocks
 
-* :mod:`geoseg.mosaic` sees any number of rasters as one pixel grid and reads windows of it with their validity.
+* :mod:`geoseg.mosaic` sees any number of rasters as one pixel grid and reads windows of it with their validity:
+  :mod:`geoseg.inputs` finds the files, :mod:`geoseg.layout` places them, :mod:`geoseg.raster` reads one,
+  :mod:`geoseg.warp` resamples.
 * :mod:`geoseg.tiling` cuts the grid into blocks (unit of work, retry, resume) and 32-aligned windows.
-* :mod:`geoseg.unet` has the networks, :mod:`geoseg.checkpoint` their files and cards, :mod:`geoseg.predict` runs them.
+* :mod:`geoseg.unet` has the networks, :mod:`geoseg.checkpoint` their files, :mod:`geoseg.card` what must be known of
+  them, :mod:`geoseg.importing` brings published ones in, :mod:`geoseg.predict` runs them.
 * :mod:`geoseg.blend` adds overlapping windows with weights that sum to one.
-* :mod:`geoseg.polygonize` turns masks into outlines, block by block, and joins them exactly.
+* :mod:`geoseg.polygonize` turns masks into outlines, block by block; :mod:`geoseg.join` joins them exactly.
+* :mod:`geoseg.spool` keeps buildings in order on the disk; :mod:`geoseg.footprints` puts them on the map.
 * :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
 * :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the files, :mod:`geoseg.cli` the commands.
 * :mod:`geoseg.sample` draws a city with exact truth; :mod:`geoseg.evaluate` compares results with a reference.
@@ -26,20 +30,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from geoseg.checkpoint import ModelCard as ModelCard
+    from geoseg.card import ModelCard as ModelCard
     from geoseg.checkpoint import load_model as load_model
     from geoseg.errors import GeosegError as GeosegError
     from geoseg.segment import Result as Result
-    from geoseg.segment import Settings as Settings
     from geoseg.segment import segment as segment
+    from geoseg.settings import Settings as Settings
     from geoseg.unet import UNet11 as UNet11
     from geoseg.unet import UNet16 as UNet16
 
 _HOME = {
     "GeosegError": "errors",
-    "ModelCard": "checkpoint",
+    "ModelCard": "card",
     "Result": "segment",
-    "Settings": "segment",
+    "Settings": "settings",
     "UNet11": "unet",
     "UNet16": "unet",
     "load_model": "checkpoint",

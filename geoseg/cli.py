@@ -438,7 +438,7 @@ def model_import(source: str, out: str, arch: str, **card: Any) -> None:
 
     Nothing in FILE is executed.
     """
-    from geoseg.checkpoint import import_checkpoint
+    from geoseg.importing import import_checkpoint
 
     made = import_checkpoint(Path(source), Path(out), arch=arch, card=_card(card, Path(out)))
     click.echo(f"{made.name}: {made.arch}, {made.num_filters} filters, {made.num_classes} class(es) · {out}", err=True)

@@ -25,10 +25,11 @@ from odc.geo.geobox import GeoBox
 from geoseg.aoi import read_aoi
 from geoseg.errors import InputError, SettingError
 from geoseg.evaluation import Evaluation, Tile
+from geoseg.layout import ground_size
 from geoseg.metrics import THRESHOLDS, Boundary, Confusion, Score, ThresholdCurve, boundary_distance, reaches
-from geoseg.mosaic import gdal_env, ground_size
 from geoseg.pairing import Pair, pair_files, some
 from geoseg.polygon_side import Layer, burn, grid_around, is_vector
+from geoseg.raster import gdal_env
 from geoseg.raster_side import KINDS, Kind, Raster, reading
 from geoseg.sides import ApartError, Side, projecting
 from geoseg.tiling import Rect

@@ -26,14 +26,17 @@ import geoseg
 from geoseg.aoi import apply_affine
 from geoseg.areas import AreaHistogram
 from geoseg.errors import InputError
-from geoseg.footprints import Footprints, Outlines, Rules, Spool, finish
+from geoseg.footprints import Footprints, Rules, finish
+from geoseg.join import Joiner
 from geoseg.journal import BlockRecord, Journal
 from geoseg.outline import simplify
 from geoseg.picture import Preview
-from geoseg.polygonize import Joiner, Parts, block_parts
+from geoseg.polygonize import Parts, block_parts
 from geoseg.progress import Progress, open_progress
 from geoseg.report import write_report
-from geoseg.segment import Computed, Plan, Result, Settings, crs_name
+from geoseg.segment import Blocks, Plan, Result, block_name, crs_name
+from geoseg.settings import Settings
+from geoseg.spool import Outlines, Spool
 from geoseg.tiling import Rect, Tiling
 from geoseg.vector import check_format, format_of, write_buildings, write_formats
 from geoseg.write import replacing, writing_cog
@@ -135,7 +138,7 @@ def write_all(
     planned: Plan,
     settings: Settings,
     journal: Journal,
-    computed: Computed,
+    computed: Blocks,
     progress: Progress,
     timings: dict[str, float],
     started: float,
@@ -188,13 +191,9 @@ def outline_rules(min_area: float, min_hole: float, simplify_px: float) -> Rules
     return Rules(min_area, min_hole, straighten)
 
 
-def _block_failures(tiling: Tiling, computed: Computed) -> Iterator[dict[str, str]]:
+def _block_failures(tiling: Tiling, computed: Blocks) -> Iterator[dict[str, str]]:
     for index, message in computed.failed.items():
-        core = tiling.core_of(*index)
-        yield {
-            "block": f"rows {core.row0}–{core.row1 - 1}, columns {core.col0}–{core.col1 - 1}",
-            "message": message,
-        }
+        yield {"block": block_name(tiling, index), "message": message}
 
 
 def _write_rasters(
@@ -217,7 +216,9 @@ def _write_rasters(
                 progress.advance(1, core.area)
                 if record is None:
                     if (row, col) not in skip:
-                        lost.append({"block": f"({row}, {col})", "message": "its stored result does not read"})
+                        lost.append(
+                            {"block": block_name(tiling, (row, col)), "message": "its stored result does not read"}
+                        )
                     continue
                 tally.add(core, record)
                 if record.empty:
@@ -296,15 +297,13 @@ def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.obje
 def _run_facts(
     planned: Plan,
     settings: Settings,
-    computed: Computed,
+    computed: Blocks,
     tally: Tally,
     timings: dict[str, float],
     started: float,
 ) -> dict[str, Any]:
     """Return the content of ``run.json`` but for what the writing of footprints adds."""
     mosaic, tiling, job = planned.mosaic, planned.tiling, planned.job
-    fresh = sum(tiling.core_of(0, 0).area for _ in range(computed.computed)) if computed.computed else 0
-    fresh = min(fresh, tiling.extent.area)
     identity = planned.identity
     return {
         "geoseg": geoseg.__version__,
@@ -339,7 +338,7 @@ def _run_facts(
         },
         "timings": {name: round(value, 3) for name, value in timings.items()},
         "worker_seconds": {name: round(value, 3) for name, value in sorted(tally.seconds.items())},
-        "rate_px_s": round(fresh / timings["blocks"]) if fresh else None,
+        "rate_px_s": round(computed.pixels / timings["blocks"]) if computed.pixels else None,
         "workers": computed.workers,
         "device": ", ".join(sorted(tally.devices)) or None,
         "precision": ", ".join(sorted(tally.precisions)) or None,

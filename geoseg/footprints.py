@@ -1,22 +1,16 @@
-"""From buildings in pixels to footprints on the map: spool, filter, transform, measure, number.
+"""From buildings in pixels to footprints on the map: filter, transform, measure, number.
 
-Buildings come out of the join in an order that depends on how the mosaic was cut. :class:`Spool`
-keeps them on the disk and gives them back in the order of their first pixel, so numbers and files
-do not depend on the cut. From there on everything goes batch by batch, and memory does not grow
-with the number of buildings.
+Batches come from :class:`geoseg.spool.Spool` in the order of the buildings' first pixels. Everything goes batch by
+batch, and memory does not grow with the number of buildings.
 """
 
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import shapely
@@ -27,68 +21,8 @@ from pyproj.exceptions import ProjError
 from shapely import Polygon
 
 from geoseg.aoi import apply_affine
-from geoseg.errors import OutputError, SettingError
-
-Polygons = NDArray[np.object_]
-"""One-dimensional array of shapely polygons."""
-
-BATCH = 4096
-"""Buildings handled at once, unless …"""
-BATCH_BYTES = 32 * 2**20
-"""… their outlines take more than this before."""
-
-
-class Building(Protocol):
-    """What the join yields; see :mod:`geoseg.polygonize`."""
-
-    @property
-    def polygon(self) -> Polygon:
-        """Outline in pixels, x = column, y = row."""
-
-    @property
-    def pixels(self) -> int:
-        """Number of pixels."""
-
-    @property
-    def probability_sum(self) -> int:
-        """Sum of the pixels' 8-bit probabilities (255 = 1.0)."""
-
-    @property
-    def first(self) -> tuple[int, int]:
-        """``(row, column)`` of the first pixel, row by row; no two buildings share it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outlines:
-    """A batch of buildings in pixels; three arrays of one length."""
-
-    polygons: Polygons
-    """x = column, y = row; pixel (r, c) covers [c, c + 1] × [r, r + 1]."""
-    pixels: NDArray[np.int64]
-    """Number of pixels of each."""
-    probability_sum: NDArray[np.int64]
-    """Sum of the pixels' 8-bit probabilities (255 = 1.0)."""
-
-    def __post_init__(self) -> None:
-        sizes = {len(self.polygons), len(self.pixels), len(self.probability_sum)}
-        if len(sizes) > 1:
-            raise SettingError(f"arrays of one batch differ in length: {sorted(sizes)}")
-
-    def __len__(self) -> int:
-        return len(self.polygons)
-
-    def __getitem__(self, index: NDArray[np.bool_]) -> Outlines:
-        return Outlines(self.polygons[index], self.pixels[index], self.probability_sum[index])
-
-    @classmethod
-    def of(cls, buildings: Iterable[Building]) -> Outlines:
-        """Gather buildings into one batch."""
-        rows = list(buildings)
-        return cls(
-            polygons_array([row.polygon for row in rows]),
-            np.array([row.pixels for row in rows], np.int64),
-            np.array([row.probability_sum for row in rows], np.int64),
-        )
+from geoseg.errors import SettingError
+from geoseg.spool import Outlines, Polygons
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,128 +65,7 @@ class Rules:
                 raise SettingError(f"{name} is {value}; it must be 0 or more square metres")
 
 
-def polygons_array(polygons: Iterable[Polygon]) -> Polygons:
-    """Return polygons as a one-dimensional object array, also when there are none."""
-    rows = list(polygons)
-    array = np.empty(len(rows), object)
-    array[:] = rows
-    return array
-
-
-class Spool:
-    """Buildings kept in a temporary SQLite file, given back in the order of their first pixels.
-
-    Args:
-        path: the temporary file; one that is left from a killed process is replaced.
-        width: columns of the mosaic.
-
-    Raises (all methods):
-        OutputError: the disk is full or not writable.
-    """
-
-    def __init__(self, path: Path | str, width: int) -> None:
-        if width < 1:
-            raise SettingError(f"a mosaic needs at least one column, not {width}")
-        self._path = Path(path)
-        self._width = width
-        with self._explained():
-            self._path.unlink(missing_ok=True)
-            self._database = sqlite3.connect(self._path, isolation_level=None)
-            self._database.executescript(
-                # Nothing of it survives a crash, so nothing is spent on surviving one.
-                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
-                "PRAGMA cache_size=-32768;"
-                "CREATE TABLE building"
-                "(key INTEGER PRIMARY KEY, outline BLOB, pixels INTEGER, probability_sum INTEGER);"
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._database.close()
-        self._path.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        with self._explained():
-            return int(self._database.execute("SELECT count(*) FROM building").fetchone()[0])
-
-    def add(self, buildings: Iterable[Building]) -> None:
-        """Keep buildings, in any order and any number.
-
-        Raises:
-            SettingError: two buildings have the same first pixel.
-        """
-        remaining = iter(buildings)
-        while chunk := list(islice(remaining, BATCH)):
-            rows = self._rows(chunk)
-            with self._explained():
-                self._database.execute("BEGIN")
-                try:
-                    self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?)", rows)
-                except sqlite3.IntegrityError as error:
-                    raise SettingError("two buildings have the same first pixel") from error
-                self._database.execute("COMMIT")
-
-    def _rows(self, buildings: list[Building]) -> Iterator[tuple[int, bytes, int, int]]:
-        outlines = shapely.to_wkb(polygons_array([one.polygon for one in buildings]))
-        for one, outline in zip(buildings, outlines, strict=True):
-            row, col = one.first
-            if row < 0 or not 0 <= col < self._width:
-                raise SettingError(f"pixel {one.first} is not in a mosaic of {self._width} columns")
-            key = int(row) * self._width + int(col)
-            yield key, outline, int(one.pixels), int(one.probability_sum)
-
-    def batches(self) -> Iterator[Outlines]:
-        """Yield all buildings in the order of their first pixels; may be called again."""
-        with self._explained():
-            cursor = self._database.execute(
-                "SELECT outline, pixels, probability_sum FROM building ORDER BY key"
-            )
-        rows: list[tuple[bytes, int, int]] = []
-        size = 0
-        while True:
-            with self._explained():
-                row = cursor.fetchone()
-            if row is None:
-                break
-            rows.append(row)
-            size += len(row[0])
-            if len(rows) == BATCH or size > BATCH_BYTES:
-                yield _unpacked(rows)
-                rows, size = [], 0
-        if rows:
-            yield _unpacked(rows)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise OutputError(f"{self._path}: temporary file cannot be written: {error}") from error
-
-
-def _unpacked(rows: list[tuple[bytes, int, int]]) -> Outlines:
-    outlines, pixels, sums = zip(*rows, strict=True)
-    return Outlines(
-        shapely.from_wkb(np.array(outlines, object)),
-        np.array(pixels, np.int64),
-        np.array(sums, np.int64),
-    )
-
-
-def finish(
-    batches: Iterable[Outlines], affine: Affine, crs: Any, rules: Rules | None = None
-) -> Iterator[Footprints]:
+def finish(batches: Iterable[Outlines], affine: Affine, crs: Any, rules: Rules | None = None) -> Iterator[Footprints]:
     """Turn buildings in pixels into footprints on the map, batch by batch and in the same order.
 
     Small holes are filled, small buildings dropped, outlines simplified, then transformed, measured
@@ -371,9 +184,7 @@ class Ruler:
         try:
             known = CRS.from_user_input(crs)
         except ProjError as error:
-            raise SettingError(
-                f"coordinate reference system {crs!r} is not understood: {error}"
-            ) from error
+            raise SettingError(f"coordinate reference system {crs!r} is not understood: {error}") from error
         geodetic = known.geodetic_crs
         if geodetic is None or known.get_geod() is None:
             self._metres_per_unit = known.axis_info[0].unit_conversion_factor
@@ -395,9 +206,7 @@ class Ruler:
         areas = np.empty(len(ring_starts) - 1)
         lengths = np.empty_like(areas)
         for ring, (start, stop) in enumerate(pairwise(ring_starts)):
-            areas[ring], lengths[ring] = self._geod.polygon_area_perimeter(
-                lon[start:stop], lat[start:stop]
-            )
+            areas[ring], lengths[ring] = self._geod.polygon_area_perimeter(lon[start:stop], lat[start:stop])
         areas = -np.abs(areas)  # holes; the first ring of each polygon is its shell
         areas[polygon_starts[:-1]] *= -1
         return (

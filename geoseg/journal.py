@@ -14,7 +14,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -160,6 +160,38 @@ class Journal:
             return reasons or ["--fresh was given" if fresh else "what they belong to is not recorded or not readable"]
         return []
 
+    def renew(
+        self,
+        identity: Mapping[str, Any],
+        touching: Callable[[Container[str]], Iterable[tuple[int, int]]],
+    ) -> list[str]:
+        """Forget only the blocks around changed files, if nothing but the content of files has changed.
+
+        Args:
+            identity: As for :meth:`open`, which comes next.
+            touching: Takes paths, returns the blocks that may depend on those files.
+
+        Returns:
+            A line for each changed file; empty when nothing or more than that has changed.
+        """
+        wanted, found = json.loads(json.dumps(identity)), self._identity()
+        if found is None or found.keys() != wanted.keys():
+            return []
+        if any(found[key] != wanted[key] for key in found if key != "files"):
+            return []
+        if [_place(item) for item in found["files"]] != [_place(item) for item in wanted["files"]]:
+            return []
+        pairs = zip(found["files"], wanted["files"], strict=True)
+        changed = {new[0] for old, new in pairs if old != new}
+        if not changed:
+            return []
+        for index in touching(changed):
+            for ending in (_COMPLETE, _PARTIAL):
+                self._path(index, ending).unlink(missing_ok=True)
+        # Last: if this is cut off, the next run finds the same files changed again.
+        self._store(self.folder / "job.json", json.dumps(wanted, indent=1).encode())
+        return [f"input {path} has changed" for path in sorted(changed)]
+
     @property
     def _blocks(self) -> Path:
         return self.folder / "blocks"
@@ -234,6 +266,11 @@ class Journal:
                 f"{path.parent}: a finished block cannot be stored ({error.strerror}); what was stored before is "
                 "kept, run the same command again once there is room"
             ) from error
+
+
+def _place(item: list[Any]) -> list[Any]:
+    """Return what must stay the same of a file for the blocks far from it to hold: all but size and time."""
+    return [item[0], *item[3:]]
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

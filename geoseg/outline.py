@@ -49,19 +49,14 @@ EPSILON = 1e-9
 def simplify(polygons: NDArray[np.object_], tolerance_px: float) -> NDArray[np.object_]:
     """Return straightened outlines: one each, valid, none empty, none on another's ground.
 
-    Parameters
-    ----------
-    polygons
-        ``(n,)`` array of pixel outlines as :mod:`geoseg.polygonize` makes them: valid, edges
-        along pixel edges, no vertex on a straight line, integer coordinates.
-    tolerance_px
-        How far, in pixels, a corner of the old outline may be from the new one. Below half a
-        pixel the polygons come back unchanged; 1 is enough to make straight walls straight.
+    Args:
+        polygons: ``(n,)`` array of pixel outlines as :mod:`geoseg.polygonize` makes them: valid, edges along pixel
+            edges, no vertex on a straight line, integer coordinates.
+        tolerance_px: how far, in pixels, a corner of the old outline may be from the new one. Below half a pixel the
+            polygons come back unchanged; 1 is enough to make straight walls straight.
 
-    Raises
-    ------
-    SettingError
-        The tolerance is negative or not a number, or a polygon is not a pixel outline.
+    Raises:
+        SettingError: the tolerance is negative or not a number, or a polygon is not a pixel outline.
     """
     if not (math.isfinite(tolerance_px) and tolerance_px >= 0):
         raise SettingError(f"tolerance is {tolerance_px} px; it must be a number not below 0")
@@ -98,9 +93,7 @@ class _Chain:
     """A vertex may stay here."""
 
 
-def _straightened(
-    polygons: NDArray[np.object_], tolerance: float
-) -> tuple[NDArray[np.object_], Bools]:
+def _straightened(polygons: NDArray[np.object_], tolerance: float) -> tuple[NDArray[np.object_], Bools]:
     """Return outlines with few vertices, and which polygons have a ring that came down to a line.
 
     Such a ring (a small hole, say) keeps all its corners.
@@ -183,8 +176,7 @@ def _first_largest(values: Floats, begin: Index) -> Index:
 
 
 def _kept(chain: _Chain, tolerance: float) -> Bools:
-    """Return which points become vertices: split lines at the farthest candidate until all will
-    do."""
+    """Return which points become vertices: split lines at the farthest candidate until all will do."""
     kept = np.zeros(len(chain.ring), bool)
     kept[:1] = kept[-1:] = True
     changes = np.flatnonzero(np.diff(chain.ring))
@@ -230,9 +222,7 @@ def _fewer(chain: _Chain, kept: Bools, tolerance: float) -> Bools:
     return kept
 
 
-def _judge(
-    chain: _Chain, points: Index, start: Index, end: Index, tolerance: float
-) -> tuple[Bools, Floats]:
+def _judge(chain: _Chain, points: Index, start: Index, end: Index, tolerance: float) -> tuple[Bools, Floats]:
     """Say which points forbid the line from ``start`` to ``end``, and how far each is from it."""
     (x, y), (px, py) = chain.xy.T, chain.xy[points].T
     x0, y0 = x[start], y[start]

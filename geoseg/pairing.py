@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geoseg.errors import InputError
-from geoseg.mosaic import SUFFIXES
+from geoseg.inputs import SUFFIXES
 from geoseg.polygon_side import VECTOR_SUFFIXES
 
 _IMAGERY = re.compile(r"[_-](rgb|image|img)$", re.IGNORECASE)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geoseg.segment import Plan, Settings, crs_name, predictor_of
+from geoseg.block import predictor_of
+from geoseg.segment import Plan, crs_name
 from geoseg.segment import plan as make_plan
+from geoseg.settings import Settings
 from geoseg.tiling import Rect
 from geoseg.workers import CORES_PER_WORKER, OVERLAP, cores
 
@@ -34,8 +36,11 @@ def estimate(inputs: str | Path | Iterable[str | Path], settings: Mapping[str, A
     planned = make_plan(inputs, chosen)
     tiling, mosaic = planned.tiling, planned.mosaic
     share = _share_with_data(planned)
-    workers = chosen.workers or max(1, cores() // CORES_PER_WORKER)
     rate, device, precision, memory = _measure(planned)
+    gpus = _gpus() if device.startswith("cuda") else 0
+    workers = chosen.workers or gpus or max(1, cores() // CORES_PER_WORKER)
+    # Each GPU adds its own speed; workers on the CPU share the cores that the one window had to itself.
+    together = min(workers, gpus) if gpus else 1
     ratio = tiling.forward_ratio() * (8 if chosen.tta else 1)
     forward = tiling.extent.area * share * ratio
     side = min(tiling.cell + 2 * tiling.halo, max(tiling.padded.shape))
@@ -57,12 +62,18 @@ def estimate(inputs: str | Path | Iterable[str | Path], settings: Mapping[str, A
         "taper": tiling.taper,
         "forward_pixels_per_pixel": round(ratio, 3),
         "pixels_per_second": round(rate),
-        "seconds": round(forward / rate, 1),
+        "seconds": round(forward / (rate * together), 1),
         "memory_bytes": memory + OVERLAP * _block_bytes(mosaic, tiling.core + 2 * tiling.halo),
         "headline": planned.headline,
         "notes": list(planned.notes),
         "problems": list(planned.problems),
     }
+
+
+def _gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
 
 
 def _share_with_data(planned: Plan) -> float:
@@ -90,8 +101,7 @@ def _measure(planned: Plan) -> tuple[float, str, str, int]:
         clock = time.perf_counter()
         predictor.probabilities(values, valid, planned.job.scaling)
         seconds.append(time.perf_counter() - clock)
-    views = 8 if predictor.tta else 1
-    return rect.area * views / min(seconds), str(predictor.device), predictor.precision, _peak()
+    return rect.area * predictor.views / min(seconds), str(predictor.device), predictor.precision, _peak()
 
 
 def _peak() -> int:

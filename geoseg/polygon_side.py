@@ -21,7 +21,7 @@ from rasterio.features import rasterize
 
 from geoseg.aoi import apply_affine
 from geoseg.errors import InputError
-from geoseg.mosaic import ground_size
+from geoseg.layout import ground_size
 from geoseg.sides import ApartError, Box, projecting, rect_around
 from geoseg.tiling import Rect
 

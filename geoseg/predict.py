@@ -20,7 +20,8 @@ from geoseg.errors import ModelError, SettingError
 from geoseg.tiling import Rect, Window
 
 if TYPE_CHECKING:
-    from geoseg.checkpoint import Model, ModelCard
+    from geoseg.card import ModelCard
+    from geoseg.checkpoint import Model
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
@@ -131,6 +132,7 @@ class Predictor:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.tta = tta
+        self.views = len(_DIHEDRAL) if tta else 1
         self.target = target
         self.batch = batch or (_GPU_BATCH if self.device.type == "cuda" else 1)
         self.threads = threads

@@ -23,7 +23,7 @@ from rasterio.vrt import WarpedVRT
 from geoseg.aoi import apply_affine
 from geoseg.errors import InputError, SettingError
 from geoseg.metrics import check_probability
-from geoseg.mosaic import READ_ERRORS
+from geoseg.raster import READ_ERRORS
 from geoseg.sides import SAME, rect_around
 from geoseg.tiling import Rect
 

@@ -62,9 +62,7 @@ def footprint_qml() -> str:
     symbol = ElementTree.SubElement(
         symbols, "symbol", type="fill", name="0", alpha="1", clip_to_extent="1", force_rhr="0"
     )
-    layer = ElementTree.SubElement(
-        symbol, "layer", {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"}
-    )
+    layer = ElementTree.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"})
     values = ElementTree.SubElement(layer, "Option", type="Map")
     for name, value in options.items():
         ElementTree.SubElement(values, "Option", type="QString", name=name, value=value)
@@ -86,7 +84,7 @@ def embed_style(path: Path, layer: str, geometry: str, when: str) -> None:
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(f"CREATE TABLE {TABLE} ({_COLUMNS})")
         database.execute(
-            f"INSERT INTO {TABLE} (f_table_catalog, f_table_schema, f_table_name,"
+            f"INSERT INTO {TABLE} (f_table_catalog, f_table_schema, f_table_name,"  # noqa: S608 - a constant
             " f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, description, owner,"
             " ui, update_time)"
             " VALUES ('', '', ?, ?, ?, ?, '', 1, 'Building footprints', '', NULL, ?)",

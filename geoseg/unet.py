@@ -232,7 +232,7 @@ def load_vgg(net: UNet11 | UNet16, path_or_state: str | Path | Mapping[str, Tens
     """
     state, where = path_or_state, "the given state"
     if not isinstance(state, Mapping):
-        from geoseg.checkpoint import read_state
+        from geoseg.importing import read_state
 
         where = str(state)
         state = read_state(Path(where))

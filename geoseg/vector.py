@@ -210,9 +210,7 @@ def _record(batch: Footprints) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
-def _copied(
-    batches: Iterable[Footprints], stream: pa.ipc.RecordBatchStreamWriter
-) -> Iterator[Footprints]:
+def _copied(batches: Iterable[Footprints], stream: pa.ipc.RecordBatchStreamWriter) -> Iterator[Footprints]:
     for batch in batches:
         stream.write_batch(_record(batch))
         yield batch
@@ -232,9 +230,7 @@ def _spooled(path: Path) -> Iterator[Footprints]:
             )
 
 
-def _write_gdal(
-    path: Path, batches: Iterable[Footprints], crs: CRS | None, format: VectorFormat
-) -> None:
+def _write_gdal(path: Path, batches: Iterable[Footprints], crs: CRS | None, format: VectorFormat) -> None:
     driver, options = _DRIVERS[format]
     reader = pa.RecordBatchReader.from_batches(_SCHEMA, map(_record, batches))
     with warnings.catch_warnings(), _fixed_time():
@@ -250,8 +246,7 @@ def _write_gdal(
             crs=_gdal_crs(crs),
             # What GDAL of Debian 12 and Ubuntu 22.04 knows; 1.4, today's default, makes them warn.
             dataset_options={"VERSION": "1.2"} if format == "gpkg" else {},
-            layer_options=options
-            | ({"SRID": "-1"} if crs is None and format == "gpkg" else {}),  # undefined Cartesian
+            layer_options=options | ({"SRID": "-1"} if crs is None and format == "gpkg" else {}),  # undefined Cartesian
         )
     if format == "gpkg":
         embed_style(path, LAYER, options["GEOMETRY_NAME"], FIXED_TIME)
@@ -263,7 +258,7 @@ def _check_complete(temporary: Path, format: VectorFormat, count: int, path: Pat
         index = f"rtree_{LAYER}_{_DRIVERS[format][1]['GEOMETRY_NAME']}"
         with closing(sqlite3.connect(temporary)) as database:
             found = [
-                database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - constants
                 for table in (LAYER, index)
             ]
         complete = found == [count, count]

@@ -188,8 +188,7 @@ class CogWriter:
             raise SettingError(f"{rect} leaves the raster of {self.extent.shape} pixels")
         if values.shape != rect.shape or valid.shape != rect.shape:
             raise SettingError(
-                f"{rect} takes arrays of {rect.shape}, not {values.shape} (values) "
-                f"and {valid.shape} (valid)"
+                f"{rect} takes arrays of {rect.shape}, not {values.shape} (values) and {valid.shape} (valid)"
             )
         if valid.dtype != np.bool_:
             raise SettingError(f"validity must be bool, not {valid.dtype}")
@@ -302,9 +301,7 @@ def _copy(blocks: Path, temporary: Path, kind: RasterKind, path: Path) -> None:
             is_cog = result.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
             has_mask = result.mask_flag_enums == ([MaskFlags.per_dataset],)
     if not (is_cog and has_mask):
-        raise OutputError(
-            f"{path}: GDAL {rasterio.__gdal_version__} did not write a COG with a mask"
-        )
+        raise OutputError(f"{path}: GDAL {rasterio.__gdal_version__} did not write a COG with a mask")
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def narrow_net(classes: int = 1) -> Any:
     """Return a UNet11 of four filters with fixed random weights that sees as much building as background."""
     import torch
 
-    from geoseg.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+    from geoseg.card import IMAGENET_MEAN, IMAGENET_STD
     from geoseg.unet import UNet11
 
     with torch.random.fork_rng():
@@ -115,7 +115,8 @@ def narrow_net(classes: int = 1) -> Any:
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a model file with the weights of :func:`narrow_net`; keywords go to its card."""
-    from geoseg.checkpoint import ModelCard, save_model
+    from geoseg.card import ModelCard
+    from geoseg.checkpoint import save_model
 
     folder = tmp_path_factory.mktemp("models")
 

@@ -22,7 +22,7 @@ from conftest import blobs, city_arrays, narrow_net, write_tile
 
 import geoseg
 from geoseg.cli import main
-from geoseg.segment import Settings
+from geoseg.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "dask", "distributed", "rasterio", "geopandas", "pyogrio", "numpy", "matplotlib")

@@ -1,11 +1,10 @@
-"""Spool, filters, measures and numbers, against hand-computed cases and PROJ."""
+"""Filters, measures and numbers, against hand-computed cases and PROJ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,16 +15,9 @@ from hypothesis import strategies as st
 from pyproj import CRS, Geod, Proj, Transformer
 from shapely import Polygon, box
 
-from geoseg.errors import OutputError, SettingError
-from geoseg.footprints import (
-    BATCH,
-    Outlines,
-    Rules,
-    Spool,
-    finish,
-    measure,
-    polygons_array,
-)
+from geoseg.errors import SettingError
+from geoseg.footprints import Rules, finish, measure
+from geoseg.spool import Outlines, polygons_array
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_300_000)
 
@@ -39,17 +31,12 @@ class Fake:
 
 
 def square(row: int, col: int, side: int, holes: list[Polygon] | None = None) -> Fake:
-    polygon = Polygon(
-        box(col, row, col + side, row + side).exterior, [hole.exterior for hole in holes or []]
-    )
+    polygon = Polygon(box(col, row, col + side, row + side).exterior, [hole.exterior for hole in holes or []])
     return Fake(polygon, int(polygon.area), int(polygon.area) * 204, (row, col))
 
 
 def one(polygon: Polygon) -> np.ndarray:
     return polygons_array([polygon])
-
-
-# --- measure ---
 
 
 @pytest.mark.parametrize("code", [32614, 2263, 27572, 5070, 3031])
@@ -60,9 +47,7 @@ def test_projected_squares_agree_with_the_projection_s_scale(code: int, side: fl
     crs = CRS.from_epsg(code)
     west, south, east, north = crs.area_of_use.bounds
     lon, lat = west + 0.4 * (east - west), south + 0.4 * (north - south)
-    x, y = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True).transform(
-        *_in_units_of(crs, lon, lat)
-    )
+    x, y = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True).transform(*_in_units_of(crs, lon, lat))
     area, perimeter = measure(one(box(x, y, x + side, y + side)), crs)
     unit = crs.axis_info[0].unit_conversion_factor
     factors = Proj(crs).get_factors(lon, lat)
@@ -160,9 +145,7 @@ def test_unknown_crs_is_quoted() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    x=st.floats(2e5, 8e5), y=st.floats(1e5, 7e6), radius=st.floats(2, 200), sides=st.integers(3, 40)
-)
+@given(x=st.floats(2e5, 8e5), y=st.floats(1e5, 7e6), radius=st.floats(2, 200), sides=st.integers(3, 40))
 def test_agrees_with_pyproj_ring_by_ring(x: float, y: float, radius: float, sides: int) -> None:
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     polygon = Polygon(np.column_stack((x + radius * np.cos(angles), y + radius * np.sin(angles))))
@@ -172,72 +155,6 @@ def test_agrees_with_pyproj_ring_by_ring(x: float, y: float, radius: float, side
     area, perimeter = measure(one(polygon), 32633)
     assert area[0] == pytest.approx(abs(expected[0]), rel=1e-6, abs=1e-3)
     assert perimeter[0] == pytest.approx(expected[1], rel=1e-9)
-
-
-# --- spool ---
-
-
-def test_spool_gives_back_in_the_order_of_first_pixels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    buildings = [square(int(r), int(c), 3) for r in range(0, 400, 4) for c in range(0, 400, 4)]
-    order = rng.permutation(len(buildings))
-    path = tmp_path / "spool.sqlite"
-    with Spool(path, width=400) as spool:
-        for part in np.array_split(order, 7):
-            spool.add(buildings[index] for index in part)
-        assert len(spool) == len(buildings)
-        for _ in range(2):
-            batches = list(spool.batches())
-            assert max(map(len, batches)) == BATCH
-            polygons = np.concatenate([batch.polygons for batch in batches])
-            expected = polygons_array(building.polygon for building in buildings)
-            assert shapely.equals_exact(polygons, expected).all()
-            assert np.concatenate([batch.pixels for batch in batches]).tolist() == [9] * 10_000
-            assert sum(int(batch.probability_sum.sum()) for batch in batches) == 90_000 * 204
-        assert path.exists()
-    assert not list(tmp_path.iterdir())
-
-
-def test_spool_batches_are_bounded_by_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("geoseg.footprints.BATCH_BYTES", 250)
-    with Spool(tmp_path / "spool", width=100) as spool:
-        spool.add(square(row, 0, 1) for row in range(7))  # 93 bytes each
-        assert [len(batch) for batch in spool.batches()] == [3, 3, 1]
-
-
-def test_spool_takes_numbers_beyond_32_bits(tmp_path: Path) -> None:
-    huge = Fake(box(0, 0, 1, 1), 5_000_000_000, 255 * 5_000_000_000, (100_000, 99_999))
-    with Spool(tmp_path / "spool", width=100_000) as spool:
-        spool.add([huge])
-        (batch,) = spool.batches()
-    assert batch.pixels[0] == 5_000_000_000
-    assert batch.probability_sum[0] == 255 * 5_000_000_000
-
-
-def test_spool_refuses_twins_and_strangers(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool", width=10) as spool:
-        spool.add([square(0, 3, 1)])
-        with pytest.raises(SettingError, match="same first pixel"):
-            spool.add([square(0, 3, 2)])
-    with Spool(tmp_path / "spool", width=10) as spool, pytest.raises(SettingError, match="10 col"):
-        spool.add([square(0, 10, 1)])
-
-
-def test_spool_replaces_what_a_killed_process_left(tmp_path: Path) -> None:
-    (tmp_path / "spool").write_bytes(b"half a database")
-    with Spool(tmp_path / "spool", width=10) as spool:
-        assert len(spool) == 0
-        assert list(spool.batches()) == []
-
-
-def test_spool_in_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="spool"):
-        Spool(tmp_path / "no" / "spool", width=10)
-
-
-# --- finish ---
 
 
 def test_attributes_of_a_square() -> None:

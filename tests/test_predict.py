@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from geoseg.blend import blend
-from geoseg.checkpoint import ModelCard
+from geoseg.card import ModelCard
 from geoseg.errors import ModelError, SettingError
 from geoseg.predict import Predictor, Scaling, building_class, choose_device, choose_precision, whole_image
 from geoseg.tiling import Rect, Tiling

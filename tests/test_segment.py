@@ -26,13 +26,15 @@ from conftest import CITY_SHAPE, blobs, city_arrays, write_tile
 from rasterio.features import rasterize
 
 import geoseg.segment as module
+from geoseg.block import shrunk
 from geoseg.checkpoint import load_model
 from geoseg.errors import InputError, ModelError, OutputError, SettingError, WorkerError
 from geoseg.journal import FOLDER, Journal
 from geoseg.mosaic import open_mosaic
 from geoseg.predict import Predictor, Scaling, whole_image
 from geoseg.progress import Progress
-from geoseg.segment import Settings, segment, shrunk
+from geoseg.segment import segment
+from geoseg.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PIXEL_EDGES = {"simplify": 0.0, "min_area": 0.0, "min_hole": 0.0}

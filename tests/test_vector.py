@@ -24,7 +24,8 @@ from shapely import Polygon, box
 from shapely.geometry import shape
 
 from geoseg.errors import InputError, OutputError, SettingError
-from geoseg.footprints import Footprints, Outlines, finish, polygons_array
+from geoseg.footprints import Footprints, finish
+from geoseg.spool import Outlines, polygons_array
 from geoseg.style import footprint_qml
 from geoseg.vector import FORMATS, check_format, format_of, write_buildings, write_formats
 
@@ -61,11 +62,7 @@ def joined(batches: list[Footprints]) -> geopandas.GeoDataFrame:
 
 
 def read(path: Path) -> geopandas.GeoDataFrame:
-    frame = (
-        geopandas.read_parquet(path)
-        if path.suffix == ".parquet"
-        else geopandas.read_file(path, layer="buildings")
-    )
+    frame = geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path, layer="buildings")
     return frame.sort_values("id", ignore_index=True)  # FlatGeobuf sorts by place
 
 
@@ -140,9 +137,7 @@ def test_batches_are_taken_as_the_file_grows(tmp_path: Path, format: str) -> Non
     assert most <= 3 or format == "parquet"  # which gathers a row group
 
 
-def test_parquet_gathers_no_more_than_a_row_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_gathers_no_more_than_a_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geoseg.vector.ROW_GROUP", 100)
     path = tmp_path / "x.parquet"
     write_buildings(path, finish(outlines(450), UTM, CRS_NAME), CRS_NAME)
@@ -171,9 +166,7 @@ def test_geopackage_has_an_index_and_a_style(tmp_path: Path) -> None:
     path = tmp_path / "buildings.gpkg"
     write_buildings(path, iter(footprints()), CRS_NAME)
     assert dict(pyogrio.list_layers(path))["buildings"] == "Polygon"
-    near = pyogrio.read_dataframe(
-        path, layer="buildings", bbox=(500_000, 3_299_990, 500_015, 3_300_000)
-    )
+    near = pyogrio.read_dataframe(path, layer="buildings", bbox=(500_000, 3_299_990, 500_015, 3_300_000))
     assert near.id.tolist() == [1, 2]
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -181,16 +174,14 @@ def test_geopackage_has_an_index_and_a_style(tmp_path: Path) -> None:
         assert database.execute("SELECT count(*) FROM rtree_buildings_geom").fetchone() == (10,)
         contents = dict(database.execute("SELECT table_name, data_type FROM gpkg_contents"))
         assert contents == {"buildings": "features", "layer_styles": "attributes"}
-        (row,) = database.execute(
-            "SELECT f_table_name, f_geometry_column, useAsDefault, styleQML FROM layer_styles"
-        )
+        (row,) = database.execute("SELECT f_table_name, f_geometry_column, useAsDefault, styleQML FROM layer_styles")
         column = database.execute("SELECT column_name FROM gpkg_geometry_columns").fetchone()
     assert row[:3] == ("buildings", *column, 1)
     assert row[3] == footprint_qml()
 
 
 def test_style_is_a_fill_that_lets_the_roof_through() -> None:
-    root = ElementTree.fromstring(footprint_qml())
+    root = ElementTree.fromstring(footprint_qml())  # noqa: S314 - our own text
     symbol = root.find("renderer-v2/symbols/symbol")
     assert symbol is not None
     assert symbol.get("type") == "fill"
@@ -250,7 +241,7 @@ def test_duckdb_reads_geoparquet(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     path = tmp_path / "buildings.parquet"
     write_buildings(path, iter(footprints()), CRS_NAME)
-    query = f"SELECT id, area_m2 FROM '{path}' WHERE bbox.xmin < 500015 ORDER BY id"
+    query = f"SELECT id, area_m2 FROM '{path}' WHERE bbox.xmin < 500015 ORDER BY id"  # noqa: S608 - our own path
     assert [row[0] for row in duckdb.sql(query).fetchall()] == [1, 2]
 
 
@@ -297,9 +288,7 @@ def test_formats_are_named_by_endings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_errors_of_the_source_pass_unchanged_and_leave_the_old_file(
-    tmp_path: Path, format: str
-) -> None:
+def test_errors_of_the_source_pass_unchanged_and_leave_the_old_file(tmp_path: Path, format: str) -> None:
     path = tmp_path / f"buildings.{format}"
     path.write_text("old")
 

@@ -66,9 +66,7 @@ def test_comes_back_pixel_for_pixel_and_is_a_cog(tmp_path: Path, kind: str) -> N
         np.testing.assert_array_equal(result.read_masks(1), valid * np.uint8(255))
         for _, window in result.block_windows(1):
             rows, cols = window.toslices()
-            np.testing.assert_array_equal(
-                result.read_masks(1, window=window) > 0, valid[rows, cols]
-            )
+            np.testing.assert_array_equal(result.read_masks(1, window=window) > 0, valid[rows, cols])
         assert result.scales == (1.0 if kind == "mask" else pytest.approx(1 / 255),)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -107,9 +105,7 @@ def test_bytes_do_not_depend_on_the_blocks(tmp_path: Path) -> None:
     assert files[0] == files[1] == files[2]
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(height=st.integers(1, 600), width=st.integers(1, 600))
 def test_any_size(tmp_path: Path, height: int, width: int) -> None:
     path = tmp_path / "probability.tif"
@@ -203,9 +199,7 @@ def test_replacing_shows_nothing_before_the_end(tmp_path: Path) -> None:
         temporary.write_text("new")
         temporary.with_name("run.json-journal").write_text("left by a library")
         assert path.read_text() == "old"
-        assert [one.name for one in tmp_path.iterdir() if not one.name.startswith(".")] == [
-            path.name
-        ]
+        assert [one.name for one in tmp_path.iterdir() if not one.name.startswith(".")] == [path.name]
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -256,9 +250,7 @@ def test_a_locked_folder_has_clear_words(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize(
-    ("code", "words"), [("ENOSPC", "no space left"), ("EROFS", "no permission")]
-)
+@pytest.mark.parametrize(("code", "words"), [("ENOSPC", "no space left"), ("EROFS", "no permission")])
 def test_errors_of_the_disk_have_clear_words(tmp_path: Path, code: str, words: str) -> None:
     path = tmp_path / "x.tif"
     number = getattr(errno, code)

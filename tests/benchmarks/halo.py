@@ -57,6 +57,8 @@ def main() -> None:
         pixels = mosaic.read(Rect(row, col, row + side[0], col + side[1]))
         scaling = Scaling.of(model.card, str(mosaic.dtype), None)
         whole = whole_image(predictor, pixels.values, pixels.valid, scaling)
+        mean = f"{whole.mean():.3f} ± {whole.std():.3f}"
+        print(f"{name.rsplit('/', 1)[-1]}: {side[1]} × {side[0]} px, whole-image probability {mean}")
         for halo, taper in product(map(int, given.halos.split(",")), map(int, given.tapers.split(","))):
             if taper > 2 * halo:
                 continue

@@ -1,0 +1,193 @@
+"""One block, from the files to a record: the function that workers run, and the job that they are told.
+
+:func:`run_block` is a pure function of the job and the block's index: read ─▶ predict ─▶ blend ─▶ mask ─▶ parts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoseg.journal import BlockRecord
+from geoseg.tiling import Block, Rect, Tiling, Window, ceil_to
+
+if TYPE_CHECKING:
+    from geoseg.mosaic import Mosaic, Pixels
+    from geoseg.predict import Predictor, Scaling
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a block depends on besides its index; travels to the workers."""
+
+    mosaic: Mosaic
+    """Paths and numbers of the inputs; workers open the files themselves."""
+    tiling: Tiling
+    """How the mosaic is cut."""
+    model: str
+    """Path or name of the model."""
+    scaling: Scaling
+    """From stored values to network input."""
+    threshold: float
+    """Probability from which a pixel is building."""
+    device: str
+    precision: str
+    tta: bool
+    threads: int | None
+    """CPU threads for the network; None to take what the worker has."""
+    shrink: int
+    """Pixels of the mosaic, along one side, for a pixel of the report's overview."""
+
+
+_predictors: dict[tuple[Any, ...], Predictor] = {}
+_building = threading.Lock()
+
+
+def predictor_of(job: Job) -> Predictor:
+    """Return the predictor of a job, built once a process."""
+    key = (job.model, job.device, job.precision, job.tta, job.threads)
+    # The threads of one worker must end up with one predictor, whose lock they then share.
+    with _building:
+        if key not in _predictors:
+            from geoseg.checkpoint import load_model
+            from geoseg.predict import Predictor
+
+            _predictors.clear()
+            _predictors[key] = Predictor.of(
+                load_model(job.model),
+                device=job.device,
+                precision=job.precision,
+                tta=job.tta,
+                threads=job.threads if job.threads is not None else _worker_threads(),
+            )
+        return _predictors[key]
+
+
+def _worker_threads() -> int | None:
+    """Return the threads of the dask worker that this runs on, None elsewhere."""
+    from distributed import get_worker
+
+    try:
+        return int(get_worker().state.nthreads)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a block yields, as it travels."""
+
+    data: bytes
+    """A packed :class:`geoseg.journal.BlockRecord`."""
+    complete: bool
+    """False when a piece of input could not be read."""
+    pixels: int
+    """Pixels with data that were answered for."""
+
+
+def run_block(job: Job, index: tuple[int, int]) -> Computed:
+    """Compute one block.
+
+    Args:
+        job: What to do.
+        index: Row and column in the grid of blocks.
+    """
+    from geoseg.raster import gdal_env
+
+    clock = time.perf_counter()
+    block = job.tiling.block(*index)
+    with gdal_env():
+        pixels, wanted, windows = _read(job, block)
+    seconds = {"read": time.perf_counter() - clock}
+    problems = [asdict(problem) for problem in pixels.problems] if pixels is not None else []
+    if pixels is None or not windows:
+        return _empty(job, block, problems)
+    clock = time.perf_counter()
+    predictor = predictor_of(job)
+    from geoseg.blend import blend
+
+    results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling)
+    chance = blend(job.tiling, block.core, results)
+    seconds["predict"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    mask = (chance >= job.threshold) & wanted
+    grey = np.where(wanted, np.rint(chance * 255), 0).astype(np.uint8)
+    from geoseg.polygonize import block_parts
+
+    parts = block_parts(mask, grey, block.core).to_bytes()
+    inner = block.core.slices(pixels.rect)
+    thumbnail = shrunk(job.scaling.unit(pixels.values[:, *inner]), pixels.valid[inner], job.shrink)
+    seconds["vectorise"] = time.perf_counter() - clock
+    facts = {
+        "windows": len(windows),
+        "forward_pixels": sum(window.pixels.area for window in windows) * predictor.views,
+        "device": str(predictor.device),
+        "precision": predictor.precision,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "problems": problems,
+    }
+    data = BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes()
+    return Computed(data, not problems, int(wanted.sum()))
+
+
+def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], list[Window]]:
+    """Read what a block needs: pixels with halo, the wanted pixels of the core, the windows to run."""
+    nothing = np.zeros(block.core.shape, dtype=bool)
+    if not job.mosaic.has_data(block.core):
+        return None, nothing, []
+    asked = job.mosaic.inside_aoi(block.core)
+    if not asked.any():
+        return None, nothing, []
+    pixels = job.mosaic.read_padded(_around(block.windows))
+    wanted = asked & pixels.valid[block.core.slices(pixels.rect)]
+    # A window without a wanted pixel under its weight adds nothing to any pixel that is written.
+    windows = [window for window in block.windows if _touches(window, block.core, wanted)]
+    return pixels, wanted, windows
+
+
+def _touches(window: Window, core: Rect, wanted: NDArray[np.bool_]) -> bool:
+    part = window.support & core
+    return part is not None and bool(wanted[part.slices(core)].any())
+
+
+def _around(windows: Iterable[Window]) -> Rect:
+    rects = [window.pixels for window in windows]
+    return Rect(
+        min(rect.row0 for rect in rects),
+        min(rect.col0 for rect in rects),
+        max(rect.row1 for rect in rects),
+        max(rect.col1 for rect in rects),
+    )
+
+
+def _empty(job: Job, block: Block, problems: list[dict[str, Any]]) -> Computed:
+    from geoseg.polygonize import Parts
+
+    shape = block.core.shape
+    grey = np.zeros(shape, dtype=np.uint8)
+    nothing = np.zeros(shape, dtype=bool)
+    small = np.zeros((3, *(ceil_to(side, job.shrink) // job.shrink for side in shape)), dtype=np.uint8)
+    parts = Parts.empty(block.core).to_bytes()
+    facts: dict[str, Any] = {"empty": True, "windows": 0, "forward_pixels": 0, "problems": problems}
+    return Computed(BlockRecord(grey, nothing, nothing, small, parts, facts).to_bytes(), not problems, 0)
+
+
+def shrunk(unit: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.uint8]:
+    """Return ``(3, H, W)`` values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
+
+    Ragged right and bottom sides average over what is there; squares without data are black.
+    """
+    height, width = valid.shape
+    pad = ((0, -height % factor), (0, -width % factor))
+    weight = np.pad(valid, pad).astype(np.float32)
+    values = np.pad(unit * valid, ((0, 0), *pad))
+    rows, cols = weight.shape[0] // factor, weight.shape[1] // factor
+    count = weight.reshape(rows, factor, cols, factor).sum((1, 3))
+    total = values.reshape(3, rows, factor, cols, factor).sum((2, 4))
+    return np.rint(255 * total / np.maximum(count, 1)).astype(np.uint8)
