@@ -108,7 +108,7 @@ work_options = options(
     click.option(
         "--core",
         type=int,
-        default=2048,
+        default=3072,
         show_default=True,
         metavar="PX",
         help="Side of a block, the unit of work and of resume.",
@@ -143,6 +143,12 @@ outline_options = options(
         type=float,
         metavar="M",
         help="How far outlines may move from the pixels' edges; 0 keeps the edges. [default: one pixel]",
+    ),
+    click.option(
+        "--square/--no-square",
+        default=False,
+        show_default=True,
+        help="Turn walls that are nearly parallel or at right angles until they are.",
     ),
 )
 

@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,8 @@ from geoseg.progress import Progress, open_progress
 from geoseg.report import write_report
 from geoseg.segment import Blocks, Plan, Result, block_name, crs_name
 from geoseg.settings import Settings
-from geoseg.spool import Outlines, Spool
+from geoseg.spool import Outlines, Polygons, Spool
+from geoseg.square import square_up
 from geoseg.tiling import Rect, Tiling
 from geoseg.vector import check_format, format_of, write_buildings, write_formats
 from geoseg.write import replacing, writing_cog
@@ -44,6 +45,8 @@ from geoseg.write import replacing, writing_cog
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
+SQUARE_PX = 1.5
+"""Pixels that squaring up may move a wall at least: below, it cannot undo what the pixel grid did to corners."""
 DETAIL = 512
 """Side in pixels of the report's full-resolution pictures."""
 DETAILS = 4
@@ -156,7 +159,7 @@ def write_all(
         progress.stage("writing footprints", 1)
         drawn = Drawn(planned, tally)
         paths = [out / f"buildings.{name}" for name in settings.format]
-        rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px)
+        rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square)
         batches = finish(spool.batches(), mosaic.transform, mosaic.wkt, rules)
         written = write_formats(paths, drawn.watch(batches), mosaic.wkt)
         timings["footprints"] = time.perf_counter() - clock
@@ -180,15 +183,14 @@ def write_all(
     return Result(out, written.count, written.area_m2, tuple(failures), run)
 
 
-def outline_rules(min_area: float, min_hole: float, simplify_px: float) -> Rules:
-    """Return what is left out and how outlines are simplified, from the options' values."""
-    straighten: Callable[[Any], Any] | None = None
-    if simplify_px > 0:
+def outline_rules(min_area: float, min_hole: float, simplify_px: float, square: bool) -> Rules:
+    """Return what is left out and how outlines are straightened, from the options' values."""
 
-        def straighten(polygons: Any) -> Any:
-            return simplify(polygons, simplify_px)
+    def straighten(polygons: Polygons) -> Polygons:
+        straight = simplify(polygons, simplify_px) if simplify_px > 0 else polygons
+        return square_up(straight, max(simplify_px, SQUARE_PX)) if square else straight
 
-    return Rules(min_area, min_hole, straighten)
+    return Rules(min_area, min_hole, straighten if simplify_px > 0 or square else None)
 
 
 def _block_failures(tiling: Tiling, computed: Blocks) -> Iterator[dict[str, str]]:
@@ -396,6 +398,7 @@ def polygonize_file(
     min_area: float = 4.0,
     min_hole: float = 2.0,
     simplify: float | None = None,
+    square: bool = False,
     progress: Progress | str = "none",
 ) -> int:
     """Turn a mask or probability raster into building polygons.
@@ -411,6 +414,7 @@ def polygonize_file(
         min_area: Square metres below which a building is left out.
         min_hole: Square metres below which a hole is closed.
         simplify: Metres that outlines may move from the pixels' edges; None for one pixel.
+        square: Turn walls that are nearly parallel or at right angles until they are.
         progress: As for :func:`geoseg.segment.segment`.
 
     Returns:
@@ -462,7 +466,7 @@ def polygonize_file(
             spool.add(joiner.add(*block.index, block.core, parts))
             shown.advance(1, block.core.area)
         spool.add(joiner.finish())
-        rules = outline_rules(min_area, min_hole, tolerance)
+        rules = outline_rules(min_area, min_hole, tolerance, square)
         batches: Iterator[Footprints] = finish(spool.batches(), mosaic.transform, mosaic.wkt, rules)
         return write_buildings(target, batches, mosaic.wkt).count
 

@@ -85,7 +85,7 @@ def test_options_are_the_settings() -> None:
         given = {parameter.name for parameter in main.commands[name].params}
         known = set(Settings.__dataclass_fields__)
         assert given - known <= {"inputs", "out", "as_json", "help"}
-        outcome = {"format", "fresh", "progress", "min_area", "min_hole", "simplify"}
+        outcome = {"format", "fresh", "progress", "min_area", "min_hole", "simplify", "square"}
         assert known - given == ({"cell"} if name == "segment" else {"cell", *outcome})
 
 
@@ -290,7 +290,7 @@ def test_run(city: Path, narrow_model: Path, tmp_path: Path, monkeypatch: pytest
     ("text", "words"),
     [
         ('[segment]\ninputs = "a.tif"\nout = "o"\ntresh = 1\n', "unknown setting tresh"),
-        ('[segment]\ninputs = "a.tif"\nout = "o"\nthreshold = "high"\n', "wrong type"),
+        ('[segment]\ninputs = "a.tif"\nout = "o"\nthreshold = "high"\n', "must be a number"),
         ('[segment]\ninputs = "a.tif"\nout = "o"\n[train]\n', "found segment, train"),
         ('[segment]\ninputs = "a.tif"\n', "lacks out"),
         ('[segment]\ninputs = [1]\nout = "o"\n', "must be text"),

@@ -146,7 +146,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path, name):
     [
         ("treshold = 0.4", r"unknown setting treshold; known are .*threshold"),
         ("threshold = 4", "threshold is 4"),
-        ('threshold = "high"', "wrong type"),
+        ('threshold = "high"', "must be a number"),
         ('format = "shp"', "format shp"),
         ('progress = "loud"', "'loud' is not one of"),
         ('halo = "big"', "halo is 'big'"),

@@ -645,7 +645,7 @@ def test_test_time_augmentation_equals_the_mean_of_eight_views(narrow_model: Pat
     [
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"threshold": float("nan")}, "threshold is nan"),
-        ({"threshold": "much"}, "wrong type"),
+        ({"threshold": "much"}, "must be a number"),
         ({"bands": (1, 2)}, "three band numbers"),
         ({"bands": (0, 1, 2)}, "from 1"),
         ({"range": (5.0, 5.0)}, "smaller first"),

@@ -48,7 +48,7 @@ def main() -> None:
     model = load_model(given.model)
     predictor = Predictor.of(model, precision=given.precision)
     print(f"model {model.card.name}, reach {model.reach.before}/{model.reach.after} px, cell {given.cell} px")
-    print("image | halo | taper | forward/pixel at cell 1024 | max grey | mean grey | share ≥ 1")
+    print("image | halo | taper | forward/pixel at cell 1536 | max grey | mean grey | share ≥ 1")
     for name in given.image:
         mosaic, _ = open_mosaic([name])
         rows, cols = mosaic.shape
@@ -64,7 +64,7 @@ def main() -> None:
                 continue
             tiling = Tiling(side, given.cell, halo, taper, given.cell)
             away = differences(predictor, pixels.values, pixels.valid, scaling, tiling, whole)
-            ratio = Tiling((20480, 20480), 1024, halo, taper, 2048).forward_ratio()
+            ratio = Tiling((30720, 30720), 1536, halo, taper, 3072).forward_ratio()
             print(
                 f"{name.rsplit('/', 1)[-1]} | {halo} | {taper} | {ratio:.2f} | {away.max():.2e} | {away.mean():.2e} | "
                 f"{(away >= 1).mean():.2e}",
