@@ -108,7 +108,7 @@ work_options = options(
     click.option(
         "--core",
         type=int,
-        default=3072,
+        default=1536,
         show_default=True,
         metavar="PX",
         help="Side of a block, the unit of work and of resume.",

@@ -14,7 +14,7 @@ from geoseg.progress import KINDS
 
 CELL = 1536
 """Side of a lattice cell. Larger windows waste less on halos and take more memory: about 3 GB for this one."""
-CORE = 3072
+CORE = 1536
 """Side of a block's core unless ``--core`` says otherwise."""
 FORMATS = ("gpkg", "fgb", "parquet", "geojson")
 
