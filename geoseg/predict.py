@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -136,7 +136,9 @@ class Predictor:
         self.target = target
         self.batch = batch or (_GPU_BATCH if self.device.type == "cuda" else 1)
         self.threads = threads
-        self._net = net.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Not typed: torch's stubs know this keyword in some releases only.
+        placed: Any = net.eval().to(self.device)
+        self._net: nn.Module = placed.to(memory_format=torch.channels_last)
         self._turn = threading.Lock()
 
     @classmethod
