@@ -183,7 +183,7 @@ def write_all(
     return Result(out, written.count, written.area_m2, tuple(failures), run)
 
 
-def outline_rules(min_area: float, min_hole: float, simplify_px: float, square: bool) -> Rules:
+def outline_rules(min_area: float, min_hole: float, simplify_px: float, square: bool = False) -> Rules:
     """Return what is left out and how outlines are straightened, from the options' values."""
 
     def straighten(polygons: Polygons) -> Polygons:
