@@ -16,7 +16,9 @@ The flow, one way, one module a stage::
 * :mod:`geoseg.polygonize` turns masks into outlines, block by block; :mod:`geoseg.join` joins them exactly.
 * :mod:`geoseg.spool` keeps buildings in order on the disk; :mod:`geoseg.footprints` puts them on the map.
 * :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
-* :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the files, :mod:`geoseg.cli` the commands.
+* :mod:`geoseg.block` is what a worker does; :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the
+  files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows, :mod:`geoseg.cli` has the commands.
+* :mod:`geoseg.vectorise` takes rasters that are already there to polygons.
 * :mod:`geoseg.sample` draws a city with exact truth; :mod:`geoseg.evaluate` compares results with a reference.
 
 Names are imported when they are first used, so that ``import geoseg`` costs nothing.

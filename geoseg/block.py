@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from geoseg.journal import BlockRecord
 from geoseg.tiling import Block, Rect, Tiling, Window, ceil_to
+from geoseg.workers import threads_of_worker
 
 if TYPE_CHECKING:
     from geoseg.mosaic import Mosaic, Pixels
@@ -64,19 +65,9 @@ def predictor_of(job: Job) -> Predictor:
                 device=job.device,
                 precision=job.precision,
                 tta=job.tta,
-                threads=job.threads if job.threads is not None else _worker_threads(),
+                threads=job.threads if job.threads is not None else threads_of_worker(),
             )
         return _predictors[key]
-
-
-def _worker_threads() -> int | None:
-    """Return the threads of the dask worker that this runs on, None elsewhere."""
-    from distributed import get_worker
-
-    try:
-        return int(get_worker().state.nthreads)
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True)

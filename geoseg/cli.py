@@ -266,7 +266,7 @@ def polygonize(raster: str, out: str, **settings: Any) -> None:
 
     OUT's ending chooses the format: .gpkg, .fgb, .parquet or .geojson.
     """
-    from geoseg.finish import polygonize_file
+    from geoseg.vectorise import polygonize_file
 
     count = polygonize_file(raster, out, **settings)
     click.echo(f"{count} buildings · {out}", err=True)

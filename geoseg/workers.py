@@ -67,6 +67,16 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def threads_of_worker() -> int | None:
+    """Return the threads of the dask worker that this runs on, None elsewhere."""
+    from distributed import get_worker
+
+    try:
+        return int(get_worker().state.nthreads)
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True)
 class Here:
     """Tasks one after the other in this process: for tests, debuggers, and one-block jobs."""

@@ -18,10 +18,12 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from geoseg.errors import InputError, SettingError
-from geoseg.finish import DETAIL, Tally, area_text, outline_rules, polygonize_file, summary, thousands
+from geoseg.finish import area_text, summary, thousands
+from geoseg.gallery import DETAIL, Tally
 from geoseg.journal import BlockRecord
 from geoseg.segment import Result
 from geoseg.tiling import Rect, Tiling
+from geoseg.vectorise import outline_rules, polygonize_file
 
 EXACT: dict[str, Any] = {"min_area": 0.0, "min_hole": 0.0, "simplify": 0.0}
 

@@ -1,0 +1,176 @@
+"""What the report shows of a run, gathered in bounded memory while the results pass by.
+
+:class:`Tally` watches the blocks, :class:`Drawn` the finished footprints.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+
+from geoseg.aoi import apply_affine
+from geoseg.areas import AreaHistogram
+from geoseg.footprints import Footprints
+from geoseg.journal import BlockRecord
+from geoseg.picture import Preview
+from geoseg.segment import Plan
+from geoseg.tiling import Rect, Tiling
+
+DETAIL = 512
+"""Side in pixels of the report's full-resolution pictures."""
+DETAILS = 4
+"""How many of them."""
+MOST_OUTLINES = 20_000
+"""Outlines drawn over the report's overview; beyond, it shows the probability instead."""
+
+
+@dataclass
+class Tally:
+    """What the pass over the blocks counts and picks for the report, in bounded memory."""
+
+    shrink: int
+    """Pixels of the mosaic for one of the overview, along a side."""
+    overview: NDArray[np.uint8]
+    """``(3, h, w)`` imagery."""
+    grey: NDArray[np.uint8]
+    """``(h, w)`` probability, 255 = 1.0."""
+    seen: NDArray[np.bool_]
+    """``(h, w)``, True where there is data."""
+    valid: int = 0
+    building: int = 0
+    forward: int = 0
+    devices: set[str] = field(default_factory=set)
+    precisions: set[str] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+    problems: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    densest: list[tuple[int, Rect]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, tiling: Tiling, shrink: int) -> Tally:
+        """Start with an empty overview of the right size."""
+        height, width = (-(-side // shrink) for side in tiling.shape)
+        return cls(
+            shrink,
+            np.zeros((3, height, width), np.uint8),
+            np.zeros((height, width), np.uint8),
+            np.zeros((height, width), bool),
+        )
+
+    def add(self, core: Rect, record: BlockRecord) -> None:
+        """Count one block."""
+        for problem in record.facts.get("problems", []):
+            where = "" if problem["block"] is None else f"block {tuple(problem['block'])} "
+            text = f"{where}unreadable ({problem['message']})"
+            self.problems[problem["path"], text] = {"path": problem["path"], "message": text}
+        if record.empty:
+            return
+        self.valid += int(record.valid.sum())
+        self.building += int(record.mask.sum())
+        self.forward += record.facts["forward_pixels"]
+        self.devices.add(record.facts["device"])
+        self.precisions.add(record.facts["precision"])
+        for name, value in record.facts["seconds"].items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        row, col = core.row0 // self.shrink, core.col0 // self.shrink
+        height, width = record.thumbnail.shape[1:]
+        there = slice(row, row + height), slice(col, col + width)
+        self.overview[:, *there] = record.thumbnail
+        self.grey[there] = record.probability[:: self.shrink, :: self.shrink]
+        self.seen[there] = record.valid[:: self.shrink, :: self.shrink]
+        self._pick(core, record)
+
+    def _pick(self, core: Rect, record: BlockRecord) -> None:
+        """Keep the squares with the most outline in them: they show most."""
+        edges = record.mask[:, 1:] != record.mask[:, :-1]
+        for row in range(0, core.height, DETAIL):
+            for col in range(0, core.width, DETAIL):
+                square = (slice(row, row + DETAIL), slice(col, col + DETAIL))
+                if not record.valid[square].mean() > 0.9:
+                    continue
+                rect = Rect(core.row0 + row, core.col0 + col, core.row0 + row + DETAIL, core.col0 + col + DETAIL)
+                inside = rect & core
+                if inside is not None:
+                    entry = (int(edges[square].sum()), inside)
+                    push = heapq.heappush if len(self.densest) < 8 * DETAILS else heapq.heappushpop
+                    push(self.densest, entry)
+
+    def details(self) -> list[Rect]:
+        """Return the chosen squares, no two touching while there are others."""
+        ranked = [rect for _, rect in sorted(self.densest, key=lambda entry: (-entry[0], entry[1]))]
+        chosen: list[Rect] = []
+        for rect in ranked:
+            near = Rect(rect.row0 - DETAIL, rect.col0 - DETAIL, rect.row1 + DETAIL, rect.col1 + DETAIL)
+            if len(chosen) < DETAILS and all(near & other is None for other in chosen):
+                chosen.append(rect)
+        return chosen or ranked[:1]
+
+
+class Drawn:
+    """Watches the finished footprints go by and keeps what the report draws, in bounded memory."""
+
+    def __init__(self, planned: Plan, tally: Tally) -> None:
+        """Choose the report's pictures from what the pass over the blocks saw."""
+        self._planned, self._tally = planned, tally
+        self._rects = tally.details()
+        self._inverse = ~planned.mosaic.transform
+        self._boxes = [shapely.box(r.col0, r.row0, r.col1, r.row1) for r in self._rects]
+        self._near: list[list[shapely.Polygon]] = [[] for _ in self._rects]
+        self._all: list[shapely.Polygon] = []
+        self._count = 0
+        self.areas = AreaHistogram()
+
+    def watch(self, batches: Iterable[Footprints]) -> Iterator[Footprints]:
+        """Yield the batches unchanged."""
+        for batch in batches:
+            self.areas.add(batch.area_m2)
+            self._count += len(batch)
+            pixels = _in_pixels(batch.polygons, self._inverse)
+            for kept, box in zip(self._near, self._boxes, strict=True):
+                kept.extend(pixels[shapely.intersects(pixels, box)])
+            if self._count <= MOST_OUTLINES:
+                small = Affine.scale(1 / self._tally.shrink)
+                self._all.extend(shapely.simplify(_in_pixels(pixels, small), 0.3))
+            else:
+                self._all.clear()
+            yield batch
+
+    def previews(self, probability: Path) -> tuple[Preview, list[Preview]]:
+        """Return the overview and the details."""
+        tally = self._tally
+        rows, cols = self._planned.mosaic.shape
+        about = "every building" if self._all or not self._count else "probability: too many buildings to draw"
+        overview = Preview(
+            tally.overview, tally.seen, self._all, f"The whole mosaic, {cols} × {rows} pixels: {about}", tally.grey
+        )
+        return overview, [self._detail(i, probability) for i in range(len(self._rects))]
+
+    def _detail(self, number: int, probability: Path) -> Preview:
+        import rasterio
+
+        rect = self._rects[number]
+        read = self._planned.mosaic.read(rect)
+        rgb = np.rint(255 * self._planned.job.scaling.unit(read.values)).astype(np.uint8)
+        with rasterio.open(probability) as raster:
+            grey = raster.read(1, window=rect.window)
+        shifted = _in_pixels(np.array(self._near[number], dtype=object), Affine.translation(-rect.col0, -rect.row0))
+        return Preview(
+            rgb,
+            read.valid,
+            list(shifted),
+            f"Rows {rect.row0}–{rect.row1 - 1}, columns {rect.col0}–{rect.col1 - 1}, full resolution",
+            grey,
+        )
+
+
+def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.object_]:
+    moved: NDArray[np.object_] = shapely.transform(
+        polygons, lambda xy: np.column_stack(apply_affine(affine, xy[:, 0], xy[:, 1]))
+    )
+    return moved

@@ -1,0 +1,126 @@
+"""From a raster on disk to building polygons, and how outlines are straightened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geoseg.errors import InputError
+from geoseg.footprints import Footprints, Rules, finish
+from geoseg.join import Joiner
+from geoseg.outline import simplify
+from geoseg.polygonize import block_parts
+from geoseg.progress import Progress, open_progress
+from geoseg.settings import Settings
+from geoseg.spool import Polygons, Spool
+from geoseg.square import square_up
+from geoseg.tiling import Tiling
+from geoseg.vector import check_format, format_of, write_buildings
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+SQUARE_PX = 1.5
+"""Pixels that squaring up may move a wall at least: below, it cannot undo what the pixel grid did to corners."""
+
+
+def outline_rules(min_area: float, min_hole: float, simplify_px: float, square: bool = False) -> Rules:
+    """Return what is left out and how outlines are straightened, from the options' values."""
+
+    def straighten(polygons: Polygons) -> Polygons:
+        straight = simplify(polygons, simplify_px) if simplify_px > 0 else polygons
+        return square_up(straight, max(simplify_px, SQUARE_PX)) if square else straight
+
+    return Rules(min_area, min_hole, straighten if simplify_px > 0 or square else None)
+
+
+def polygonize_file(
+    raster: str | Path,
+    out: str | Path,
+    *,
+    threshold: float | None = None,
+    min_area: float = 4.0,
+    min_hole: float = 2.0,
+    simplify: float | None = None,
+    square: bool = False,
+    progress: Progress | str = "none",
+) -> int:
+    """Turn a mask or probability raster into building polygons.
+
+    A raster of floats, or of integers with a scale in its metadata (as ``probability.tif`` has), is a probability;
+    so is any other when a threshold is given (its type's largest value is 1.0 then). Otherwise everything that
+    is not zero is building.
+
+    Args:
+        raster: One band is read, the first; pixels without data are no building.
+        out: The vector file; its ending chooses the format.
+        threshold: Probability from which a pixel is building; 0.5 when the raster is a probability.
+        min_area: Square metres below which a building is left out.
+        min_hole: Square metres below which a hole is closed.
+        simplify: Metres that outlines may move from the pixels' edges; None for one pixel.
+        square: Turn walls that are nearly parallel or at right angles until they are.
+        progress: As for :func:`geoseg.segment.segment`.
+
+    Returns:
+        Number of buildings written.
+
+    Raises:
+        InputError: The raster cannot be read.
+        SettingError: A setting is wrong.
+        OutputError: The file cannot be written.
+    """
+    import rasterio
+    from rasterio.errors import RasterioIOError
+
+    from geoseg.mosaic import open_mosaic
+
+    # One band is read three times by the mosaic, which knows nodata, masks, georeference and broken files.
+    checked = Settings(threshold=threshold, min_area=min_area, min_hole=min_hole, simplify=simplify)
+    shown = progress if isinstance(progress, Progress) else open_progress(progress)
+    mosaic, problems = open_mosaic([raster], bands=(1, 1, 1))
+    if problems:
+        raise InputError(str(problems[0]))
+    check_format(format_of(out), mosaic.wkt)
+    pixel = mosaic.ground_gsd or 1.0
+    tolerance = 1.0 if checked.simplify is None else checked.simplify / pixel
+    tiling = Tiling(mosaic.shape, 1024, 0, 0, 2048)
+    target = Path(out)
+    try:
+        with rasterio.open(raster) as dataset:
+            scale = _probability_scale(dataset, threshold)
+    except RasterioIOError as error:
+        raise InputError(f"{raster}: cannot be read ({error})") from error
+    joiner = Joiner(tiling)
+    with shown, Spool(target.with_name(f".{target.name}.sqlite"), mosaic.shape[1]) as spool:
+        shown.stage("vectorising", len(tiling), pixels=True)
+        for block in tiling:
+            read = mosaic.read(block.core)
+            if read.problems:
+                raise InputError(str(read.problems[0]))
+            values = read.values[0]
+            if scale is None:
+                mask = (values != 0) & read.valid
+                grey = np.where(mask, 255, 0).astype(np.uint8)
+            else:
+                chance = values.astype(np.float64) * scale
+                # Half a rounding error of the scale: a stored 255 · 0.4 must count as 0.4.
+                mask = (chance >= (threshold or 0.5) - 1e-9) & read.valid
+                grey = np.rint(np.clip(np.nan_to_num(chance), 0, 1) * 255).astype(np.uint8)
+            parts = block_parts(mask, grey, block.core)
+            spool.add(joiner.add(*block.index, block.core, parts))
+            shown.advance(1, block.core.area)
+        spool.add(joiner.finish())
+        rules = outline_rules(min_area, min_hole, tolerance, square)
+        batches: Iterator[Footprints] = finish(spool.batches(), mosaic.transform, mosaic.wkt, rules)
+        return write_buildings(target, batches, mosaic.wkt).count
+
+
+def _probability_scale(dataset: DatasetReader, threshold: float | None) -> float | None:
+    """Return what a stored value is multiplied with to be a probability, None for a mask."""
+    scale, dtype = dataset.scales[0], np.dtype(dataset.dtypes[0])
+    if scale != 1.0 or dtype.kind == "f":
+        return float(scale)
+    return None if threshold is None else 1.0 / float(np.iinfo(dtype).max)
