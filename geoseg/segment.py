@@ -282,7 +282,8 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     finished = set(journal.blocks(complete=True))
     total, resumed = len(tiling), len(finished)
     if resumed == total:
-        progress.say(f"all {total} blocks are there from an earlier run")
+        there = f"all {total} blocks are there" if total > 1 else "the only block is there"
+        progress.say(f"{there} from an earlier run")
         return Blocks(0, resumed, {}, 0, "none needed")
     indices = (
         (row, col) for row in range(tiling.grid[0]) for col in range(tiling.grid[1]) if (row, col) not in finished
