@@ -145,7 +145,7 @@ def test_segment(city: Path, narrow_model: Path, tmp_path: Path) -> None:
     again = geoseg_(*arguments, "--format", "geojson", "--threshold", "0.6", "--progress", "json")
     assert again.exit_code == 0
     events = [json.loads(line) for line in again.stderr.splitlines() if line.startswith("{")]
-    assert any(event["event"] == "info" and "are there from an earlier run" in event["text"] for event in events)
+    assert any(event["event"] == "info" and "there from an earlier run" in event["text"] for event in events)
     fresh = geoseg_(*arguments, "--format", "geojson", "--threshold", "0.6", "--fresh")
     assert "starting afresh: --fresh was given" in fresh.stderr
     other = geoseg_(*arguments, "--threshold", "0.7")
