@@ -365,16 +365,3 @@ def buildings_of(mask: NDArray[np.bool_], probability: NDArray[np.uint8]) -> lis
     parts = block_parts(mask, probability, Rect(0, 0, *mask.shape))
     found = whole_buildings(parts, np.arange(len(parts)))
     return sorted(found, key=lambda building: building.first)
-
-
-def fill_small_holes(polygon: shapely.Polygon, min_hole_area_px: float) -> shapely.Polygon:
-    """Return the polygon without its holes below ``min_hole_area_px`` square pixels.
-
-    A hole that another building stands in goes as well when it is that small, so that building
-    then lies inside.
-    """
-    if min_hole_area_px <= 0 or not len(polygon.interiors):
-        return polygon
-    rings = np.array(polygon.interiors, dtype=object)
-    keep = shapely.area(shapely.polygons(rings)) >= min_hole_area_px
-    return polygon if keep.all() else shapely.Polygon(polygon.exterior, list(rings[keep]))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from geoseg.errors import GeosegError, InputError, SettingError
-from geoseg.polygonize import Parts, block_parts, buildings_of, fill_small_holes, trace
+from geoseg.polygonize import Parts, block_parts, buildings_of, trace
 from geoseg.tiling import Rect
 
 Mask = NDArray[np.bool_]
@@ -69,11 +69,3 @@ def test_parts_that_do_not_fit_are_an_error_and_no_building() -> None:
         trace(owner, *square, np.array([5]))
     with pytest.raises(GeosegError, match="fit together"):
         trace(owner[:3], *(axis[:3] for axis in square), np.array([4]))
-
-
-def test_small_holes_are_filled() -> None:
-    polygon = shapely.box(0, 0, 9, 9) - shapely.box(1, 1, 2, 2) - shapely.box(4, 4, 6, 6)
-    assert fill_small_holes(polygon, 0) is polygon
-    assert fill_small_holes(polygon, 1) is polygon
-    assert fill_small_holes(polygon, 2).equals(shapely.box(0, 0, 9, 9) - shapely.box(4, 4, 6, 6))
-    assert fill_small_holes(polygon, 4.5).equals(shapely.box(0, 0, 9, 9))

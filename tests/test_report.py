@@ -222,7 +222,8 @@ def test_any_part_of_the_run_may_be_missing_or_odd(key: str, value: Any) -> None
     else:
         run[key] = value
     small = preview(2, 3, outlines=[], probability=None)
-    Page(render(run, small, [], histogram()))
+    page = Page(render(run, small, [], histogram()))
+    assert "Overview" in page.text
 
 
 def test_empty_run_shows_dashes() -> None:
