@@ -19,7 +19,10 @@ The flow, one way, one module a stage::
 * :mod:`geoseg.block` is what a worker does; :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the
   files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows, :mod:`geoseg.cli` has the commands.
 * :mod:`geoseg.vectorise` takes rasters that are already there to polygons.
-* :mod:`geoseg.sample` draws a city with exact truth; :mod:`geoseg.evaluate` compares results with a reference.
+* :mod:`geoseg.train` learns, from masks or from polygons as drawn in QGIS; :mod:`geoseg.exporting` hands networks to
+  other programs, :mod:`geoseg.foreign` and :mod:`geoseg.runtimes` run those of others.
+* :mod:`geoseg.sample` draws a city with exact truth; :mod:`geoseg.evaluate` compares results with a reference,
+  :mod:`geoseg.curves` and :mod:`geoseg.comparison` draw what came out.
 
 Names are imported when they are first used, so that ``import geoseg`` costs nothing.
 """
@@ -52,6 +55,8 @@ _HOME = {
     "segment": "segment",
 }
 
+_PACKAGES = ("train",)
+
 __all__ = [
     "GeosegError",
     "ModelCard",
@@ -66,6 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"geoseg.{name}")
     if name in _HOME:
         value = getattr(import_module(f"geoseg.{_HOME[name]}"), name)
         globals()[name] = value

@@ -22,6 +22,10 @@ SEGMENTS = 200
 """An edge that is reprojected is cut so that none is longer than the mosaic's diagonal by this number."""
 
 
+class OutsideError(InputError):
+    """The area of interest does not meet the images."""
+
+
 def apply_affine(affine: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Map arrays of coordinates."""
     a, b, c, d, e, f = tuple(affine)[:6]
@@ -36,7 +40,7 @@ def read_aoi(path: str | Path, geobox: GeoBox) -> tuple[bytes, ...]:
     a curve in another. A file without CRS is taken to be in the CRS of the grid.
 
     Raises:
-        InputError: the file is missing, unreadable, without polygons, or lies outside the grid.
+        InputError: the file is missing, unreadable, without polygons, or (OutsideError) lies outside the grid.
     """
     found: list[Any] = []
     polygons = 0
@@ -49,7 +53,7 @@ def read_aoi(path: str | Path, geobox: GeoBox) -> tuple[bytes, ...]:
     extent = shapely.box(0, 0, width, height)
     inside = [polygon for polygon in found if polygon.intersection(extent).area > 0]
     if not inside:
-        raise InputError(
+        raise OutsideError(
             f"{path}: its polygons lie outside the images; check that both are in the CRS they say they are"
         )
     return tuple(shapely.to_wkb(polygon) for polygon in inside)

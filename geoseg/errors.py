@@ -29,3 +29,7 @@ class OutputError(GeosegError, OSError):
 
 class WorkerError(GeosegError, RuntimeError):
     """The workers are gone, cannot be reached, or keep dying on the same block."""
+
+
+class TrainingError(GeosegError, RuntimeError):
+    """Training cannot go on: a number is not finite, or there is nothing to learn from."""

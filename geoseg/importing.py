@@ -123,7 +123,7 @@ def import_checkpoint(
     if arch not in ARCHITECTURES:
         raise bad_field("arch", arch, " or ".join(ARCHITECTURES))
     where = os.fspath(src)
-    state = _plain_names(read_state(src), arch, where)
+    state = plain_names(read_state(src), arch, where)
     final = state.get("final.weight")
     if final is None or final.ndim != 4:
         raise ModelError(f"{where}: is no TernausNet checkpoint, it has no final.weight of four dimensions")
@@ -146,8 +146,12 @@ def import_checkpoint(
     return read_card(dst)
 
 
-def _plain_names(state: Mapping[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
-    """Return ``state`` without wrappers' prefixes and with each convolution of the encoder once."""
+def plain_names(state: Mapping[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
+    """Return ``state`` without wrappers' prefixes and with each convolution of the encoder once.
+
+    Raises:
+        ModelError: A tensor is there twice, with different values.
+    """
     named: dict[str, Tensor] = {}
     for key, tensor in state.items():
         short = re.sub(r"^((module|_orig_mod)\.)+", "", key)

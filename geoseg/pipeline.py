@@ -5,14 +5,16 @@
     out = "footprints"
     threshold = 0.4
 
-The table's name is the job; its keys are ``inputs``, ``out`` and the fields of
-:class:`geoseg.segment.Settings`. Relative paths are relative to the file.
+The table's name is the job. The keys of ``[segment]`` are ``inputs``, ``out`` and the fields of
+:class:`geoseg.settings.Settings`; those of ``[train]`` are the fields of :class:`geoseg.train.recipe.Recipe`. Relative
+paths are relative to the file.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,10 @@ from geoseg.errors import InputError, SettingError
 
 if TYPE_CHECKING:
     from geoseg.segment import Result
+    from geoseg.train.loop import Trained
+    from geoseg.train.recipe import Recipe
 
-JOBS = ("segment",)
+JOBS = ("segment", "train")
 _GDAL_NAME = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+]+:")
 """How names that are no paths begin, such as ``/vsis3/…``, ``https://…``, ``NETCDF:…`` (not ``C:/…``)."""
 
@@ -31,7 +35,7 @@ def read_pipeline(path: str | Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         InputError: The file cannot be read.
-        SettingError: It is not TOML, has no job or more than one, or lacks ``inputs`` or ``out``.
+        SettingError: It is not TOML, has no job or more than one, or lacks what its job needs.
     """
     file = Path(path)
     try:
@@ -46,36 +50,110 @@ def read_pipeline(path: str | Path) -> tuple[str, dict[str, Any]]:
     name, table = next(iter(content.items()))
     if not isinstance(table, dict):
         raise SettingError(f"{file}: {name} must be a table: [{name}]")
-    missing = [key for key in ("inputs", "out") if key not in table]
-    if missing:
-        raise SettingError(f"{file}: [{name}] lacks {' and '.join(missing)}")
-    inputs = table["inputs"] if isinstance(table["inputs"], list) else [table["inputs"]]
-    if not all(isinstance(item, str) for item in [*inputs, table["out"]]):
-        raise SettingError(f"{file}: inputs and out must be text")
-    resolved = {
-        **table,
-        "inputs": [_beside(file, item) for item in inputs],
-        "out": str(file.parent / table["out"]),
-    }
-    if isinstance(table.get("aoi"), str):
-        resolved["aoi"] = _beside(file, table["aoi"])
-    model = table.get("model")
-    if isinstance(model, str) and ("/" in model or model.endswith(".safetensors")):
-        resolved["model"] = _beside(file, model)
-    return name, resolved
+    return name, _placed(file, "[segment]", table, _SEGMENT_PATHS) if name == "segment" else _train_table(file, table)
 
 
-def run_pipeline(path: str | Path, **overrides: Any) -> Result:
-    """Run the job of a pipeline file; ``overrides`` take the place of its keys.
+def read_recipe(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """Return what a pipeline file with a ``[train]`` table says is to be trained.
+
+    Args:
+        path: The file.
+        changes: ``key=value`` of the table's own keys, values as in TOML (text also without quotes), paths relative to
+            the working folder.
 
     Raises:
-        GeosegError: As :func:`read_pipeline` and :func:`geoseg.segment.segment`.
+        InputError: The file cannot be read.
+        SettingError: It holds another job, or a key that is unknown, missing or wrong.
     """
+    name, table = read_pipeline(path)
+    if name != "train":
+        raise SettingError(f"{path}: holds the job {name}; to train it needs a table [train]")
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise SettingError(f"{change!r} is no change; write key=value, such as seed=2")
+        table[key.strip()] = _toml_value(value.strip())
+    return _recipe(path, table)
+
+
+def _recipe(path: str | Path, table: dict[str, Any]) -> Recipe:
+    from geoseg.train.recipe import Recipe
+
+    try:
+        return Recipe.of(table)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from error
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def run_pipeline(path: str | Path, **overrides: Any) -> Result | Trained:
+    """Run the job of a pipeline file; ``overrides`` take the place of its keys.
+
+    ``progress`` and ``fresh`` may be given for every job.
+
+    Raises:
+        GeosegError: As :func:`read_pipeline`, :func:`geoseg.segment.segment` and :func:`geoseg.train.train`.
+    """
+    name, table = read_pipeline(path)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if name == "train":
+        from geoseg.train import train
+
+        how = {key: given.pop(key) for key in ("progress", "fresh") if key in given}
+        return train(_recipe(path, {**table, **given}), **how)
     from geoseg.segment import segment
 
-    _, table = read_pipeline(path)
-    table.update({key: value for key, value in overrides.items() if value is not None})
+    table.update(given)
     return segment(table.pop("inputs"), table.pop("out"), **table)
+
+
+def _train_table(file: Path, table: dict[str, Any]) -> dict[str, Any]:
+    placed = _placed(file, "[train]", table, {"out": True, "weights": False})
+    for key in ("data", "validate"):
+        items = placed.get(key, [])
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise SettingError(f"{file}: {key} must be tables: [[train.{key}]]")
+        placed[key] = [_placed(file, f"[[train.{key}]]", item, _DATA_PATHS) for item in items]
+    return placed
+
+
+_SEGMENT_PATHS = {"inputs": True, "out": True, "aoi": False, "model": False}
+_DATA_PATHS = {"images": True, "masks": False, "buildings": False, "aoi": False}
+_NAMES = ("model", "weights")
+"""Keys that may hold the name of a shipped model instead of a path."""
+_MODEL_FILE = re.compile(r"\.(safetensors|onnx|pth?|ts|torchscript)$")
+"""How names of model files end; others are files when there are such."""
+
+
+def _placed(file: Path, where: str, table: dict[str, Any], paths: dict[str, bool]) -> dict[str, Any]:
+    """Return a table whose paths are relative to the working folder; ``paths`` says which must be there."""
+    missing = [key for key, needed in paths.items() if needed and key not in table]
+    if missing:
+        raise SettingError(f"{file}: {where} lacks {' and '.join(missing)}")
+    placed = dict(table)
+    for key in paths:
+        value = table.get(key)
+        if key == "out":
+            if not isinstance(value, str):
+                raise SettingError(f"{file}: out must be text")
+            placed[key] = str(file.parent / value)
+        elif isinstance(value, str):
+            named = key in _NAMES and "/" not in value and not _MODEL_FILE.search(value)
+            single = value if named and not (file.parent / value).is_file() else _beside(file, value)
+            placed[key] = [single] if key == "inputs" else single
+        elif isinstance(value, list):
+            if not all(isinstance(item, str) for item in value):
+                raise SettingError(f"{file}: {key} must be text")
+            placed[key] = [_beside(file, item) for item in value]
+        elif value is not None:
+            raise SettingError(f"{file}: {key} must be text")
+    return placed
 
 
 def _beside(file: Path, item: str) -> str:

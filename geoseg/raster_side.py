@@ -87,9 +87,7 @@ class RasterSide:
         """Read and decode; see :class:`geoseg.sides.Side`."""
         with reading(self._coding.path):
             raw = self._values.read(1, window=rect.window)
-            valid = (
-                np.ones(rect.shape, bool) if self._all_valid else self._validity.read_masks(1, window=rect.window) > 0
-            )
+            valid = np.ones(rect.shape, bool) if self._all_valid else _validity(self._validity, rect)
         values, valid = self._coding.decode(raw, valid)
         if not self.probability and self._coding.classes is None:
             self._check_two_values(raw[valid & values])
@@ -109,6 +107,15 @@ class RasterSide:
                 "(ignore), or that it is a probability"
             )
         self._positive = values.pop()
+
+
+def _validity(dataset: DatasetReader, rect: Rect) -> np.ndarray:
+    # GDAL does not take the alpha that warping adds to floats for a mask.
+    alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in dataset.colorinterp else None
+    found: np.ndarray = (
+        dataset.read_masks(1, window=rect.window) if alpha is None else dataset.read(alpha, window=rect.window)
+    )
+    return found > 0
 
 
 class Raster:

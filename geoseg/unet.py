@@ -123,7 +123,7 @@ class UNet11(_UNet):
         self.dec1 = ConvRelu(f + 64, f)
         self.final = nn.Conv2d(f, _positive("num_classes", num_classes), 1)
         if pretrained:
-            load_vgg(self, _download("vgg11"))
+            load_vgg(self, download_vgg("vgg11"))
 
 
 class UNet16(_UNet):
@@ -152,7 +152,7 @@ class UNet16(_UNet):
         self.dec1 = ConvRelu(f + 64, f)
         self.final = nn.Conv2d(f, _positive("num_classes", num_classes), 1)
         if pretrained:
-            load_vgg(self, _download("vgg16"))
+            load_vgg(self, download_vgg("vgg16"))
 
 
 def _positive(name: str, value: int) -> int:
@@ -197,7 +197,8 @@ def _vgg_features(name: str) -> nn.Sequential:
 # --------------------------------------------------------------------------------- ImageNet weights
 
 
-def _download(name: str) -> dict[str, Tensor]:
+def download_vgg(name: str) -> dict[str, Tensor]:
+    """Return torchvision's ImageNet weights of ``vgg11`` or ``vgg16``, downloaded once; ModelError when that fails."""
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return torch.hub.load_state_dict_from_url(weights.url, map_location="cpu", check_hash=True, weights_only=True)

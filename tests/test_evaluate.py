@@ -357,6 +357,16 @@ def test_mask_of_another_resolution_and_crs(tmp_path: Path) -> None:
     assert scores[0].confusion.pixels == 100 * 100
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_nodata_of_a_warped_raster_counts_in_nothing(tmp_path: Path, dtype: type) -> None:
+    truth = np.ones((40, 40), np.uint8)
+    found = np.ones((120, 120), dtype)
+    found[:, 60:] = 7
+    r = save(tmp_path / "r.tif", truth)
+    fine = save(tmp_path / "fine.tif", found, transform=FINE, nodata=7)
+    assert evaluate(fine, r).total.confusion == Confusion(tp=40 * 20, fp=0, fn=0, tn=0)
+
+
 def test_grids_that_cannot_be_related(tmp_path: Path) -> None:
     r = save(tmp_path / "r.tif", np.ones((10, 12), np.uint8))
     bare = save(tmp_path / "bare.tif", np.ones((10, 11), np.uint8), transform=Affine.identity())
