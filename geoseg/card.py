@@ -9,16 +9,21 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from geoseg.errors import ModelError
 
 ARCHITECTURES = ("unet11", "unet16")
+FOREIGN = ("onnx", "torchscript")
+"""What :class:`ForeignCard` calls the networks that bring their own layers, by file format."""
+OUTPUTS = ("logits", "probability")
+MAX_ALIGN = 512
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 """Pixel types that a card can give a value range for (numpy's names)."""
 
+_MAX_REACH = 16384
 _MAX_WIDTH = 1024  # filters or classes, so that a header cannot ask for absurd amounts of memory
 
 
@@ -40,6 +45,8 @@ class DataSource:
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What must be known about weights to run them and to trust them. Raises :class:`ModelError` when invalid."""
+
+    architectures: ClassVar[tuple[str, ...]] = ARCHITECTURES
 
     name: str
     """Letters, digits, ``.``, ``_`` and ``-``: it also serves as file name."""
@@ -85,8 +92,8 @@ class ModelCard:
         _check_text("name", self.name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise bad_field("name", self.name, "letters, digits, '.', '_' and '-', a letter or digit first")
-        if self.arch not in ARCHITECTURES:
-            raise bad_field("arch", self.arch, " or ".join(ARCHITECTURES))
+        if self.arch not in self.architectures:
+            raise bad_field("arch", self.arch, " or ".join(self.architectures))
         for key in ("num_filters", "num_classes"):
             _check_count(key, getattr(self, key), _MAX_WIDTH)
         if not isinstance(self.is_deconv, bool) or (self.is_deconv and self.arch == "unet11"):
@@ -126,10 +133,12 @@ class ModelCard:
 
     def to_json(self) -> str:
         """Return the card as JSON, the same text for equal cards."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+        given = {item.name for item in dataclasses.fields(self) if item.init}
+        content = {key: value for key, value in dataclasses.asdict(self).items() if key in given}
+        return json.dumps(content, sort_keys=True, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, where: str = "the model card") -> ModelCard:
+    def from_json(cls, text: str, where: str = "the model card") -> Self:
         """Return the card that ``text`` holds; ``where`` names its origin in the :class:`ModelError`."""
         try:
             content = json.loads(text, parse_constant=_no_constant)
@@ -143,6 +152,48 @@ class ModelCard:
             raise ModelError(f"{where}: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForeignCard(ModelCard):
+    """The card of somebody else's network: an ONNX or TorchScript file with a small JSON file beside it.
+
+    What would silently give wrong buildings if it were guessed has to be said: how pixel values become the network's
+    input (``mean``, ``std``), how far an output pixel sees (``reach``), and what comes out (``output``).
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = FOREIGN
+
+    arch: str
+    """``onnx`` or ``torchscript``: what the file is."""
+    num_filters: int = field(default=1, init=False)
+    """Of geoseg's own networks only; no part of this card."""
+    is_deconv: bool = field(default=False, init=False)
+    """Of geoseg's own networks only; no part of this card."""
+    mean: tuple[float, ...] = field()
+    std: tuple[float, ...] = field()
+    threshold: float = 0.5
+    reach: tuple[int, int] = field()
+    """Pixels before (above, left of) and after an output pixel that can matter to it; one number for both. Where a
+    network looks at the whole image: what was found to be enough."""
+    output: str = field()
+    """``logits``, of which geoseg takes the sigmoid (one class) or softmax (several), or ``probability``."""
+    align: int = 32
+    """Both sides of an image have to be multiples of this: a divisor or a multiple of 32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reach = self.reach if isinstance(self.reach, list | tuple) else (self.reach, self.reach)
+        if len(reach) != 2 or any(_is_no_count(side) or side > _MAX_REACH for side in reach):
+            raise bad_field("reach", self.reach, f"one or two whole numbers of pixels from 0 to {_MAX_REACH}")
+        if self.output not in OUTPUTS:
+            raise bad_field("output", self.output, " or ".join(OUTPUTS))
+        _check_count("align", self.align, MAX_ALIGN)
+        if 32 % self.align and self.align % 32:
+            raise bad_field("align", self.align, f"a divisor or a multiple of 32 up to {MAX_ALIGN}")
+        if (self.halo or 0) % self.align:
+            raise bad_field("halo", self.halo, f"a multiple of align, {self.align}")
+        self._settle("reach", tuple(reach))
+
+
 def bad_field(key: str, value: object, wanted: str) -> ModelError:
     """Return the error that quotes a field of a card and says what it should have been."""
     return ModelError(f"model card: {key} is {value!r}, not {wanted}")
@@ -154,7 +205,7 @@ def _no_constant(name: str) -> float:
 
 def known_fields(what: str, content: Mapping[str, Any], cls: type) -> Mapping[str, Any]:
     """Return ``content`` if it has the fields of the dataclass ``cls``: none unknown, none missing."""
-    fields = {item.name: item for item in dataclasses.fields(cls)}
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
     if unknown := sorted(set(content) - set(fields)):
         raise ModelError(f"{what} has no {', '.join(map(repr, unknown))}; a newer geoseg may know more than this one")
     missing = dataclasses.MISSING

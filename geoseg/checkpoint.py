@@ -3,7 +3,8 @@
 A model file is data only. The card (JSON under the key ``geoseg`` of the safetensors metadata) says everything that
 must be known to run the weights: architecture, bands, how pixel values become [0, 1], mean and standard deviation,
 ground sampling distance, threshold; and where the weights come from. :func:`read_card` reads nothing but the header and
-needs no torch. Published TernausNet checkpoints are turned into this format by :mod:`geoseg.importing`.
+needs no torch. Published TernausNet checkpoints are turned into this format by :mod:`geoseg.importing`. Networks that
+bring their own layers, ONNX and TorchScript files with a card beside them, are in :mod:`geoseg.foreign`.
 """
 
 from __future__ import annotations
@@ -67,13 +68,39 @@ class Model:
 
         return reach(_empty_network(self.card))
 
+    @property
+    def output(self) -> str:
+        """What the network answers with: ``logits`` or ``probability``."""
+        return "logits"
+
+    @property
+    def align(self) -> int:
+        """What both sides of an image must be multiples of."""
+        return 32
+
+    @property
+    def parameters(self) -> int | None:
+        """How many numbers were learnt; None when the file does not tell."""
+        return sum(tensor.numel() for tensor in self.state.values())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before running it."""
+        return ()
+
 
 def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
     """Load a shipped model by name, the default one (``None``), or a model file by path.
 
-    Nothing in the file is executed. Raises :class:`ModelError` that says what is wrong with it.
+    Nothing in a model file of geoseg is executed. An ONNX or TorchScript file gives a
+    :class:`geoseg.foreign.ForeignModel`; see there what runs in which. Raises :class:`ModelError` that says what is
+    wrong with the file.
     """
+    from geoseg.foreign import format_of, load_foreign
+
     path = _resolve(name_or_path)
+    if kind := format_of(path):
+        return load_foreign(path, kind)
     content = read_bytes(path)
     card = _card_of(io.BytesIO(content), path)
     state = _as_float32(decode(content, path))
@@ -82,8 +109,15 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:
-    """Read the card of a model file from its header alone; needs neither torch nor memory for the weights."""
+    """Read the card of a model file from its header alone; needs neither torch nor memory for the weights.
+
+    For an ONNX or TorchScript file, the card beside it is read.
+    """
+    from geoseg.foreign import format_of, read_card_beside
+
     path = Path(path)
+    if kind := format_of(path):
+        return read_card_beside(path, kind)[0]
     try:
         with path.open("rb") as stream:
             return _card_of(stream, path)
@@ -118,13 +152,14 @@ def save_state(path: Path, state: Mapping[str, Tensor], card: ModelCard, *, half
         tensors = {key: tensor.to(torch.float16) for key, tensor in tensors.items()}
     if half and (key := _first_not_finite(tensors)):
         raise ModelError(f"{where}: {key} exceeds what float16 can hold; save with half=False")
-    card = dataclasses.replace(card, geoseg_version=card.geoseg_version or _version())
+    card = dataclasses.replace(card, geoseg_version=card.geoseg_version or geoseg_version())
     # One metadata key only: the library writes several in random order, and equal models should be
     # equal files.
     _write(path, safetensors.torch.save(tensors, metadata={_KEY: card.to_json()}))
 
 
-def _version() -> str:
+def geoseg_version() -> str:
+    """Return the version of geoseg for the cards it writes; ``unknown`` where it runs without being installed."""
     try:
         return metadata.version("geoseg")
     except metadata.PackageNotFoundError:
@@ -163,7 +198,9 @@ def _resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
         return path
     names = ", ".join(p.stem for p in sorted(_models_folder().glob(f"*{SUFFIX}"))) or "none"
     what = "is a folder, not a model file" if path.is_dir() else "no such model or file"
-    raise ModelError(f"{given}: {what}. Shipped models: {names}; or give the path of a {SUFFIX} file")
+    raise ModelError(
+        f"{given}: {what}. Shipped models: {names}; or give the path of a {SUFFIX}, .onnx or TorchScript file"
+    )
 
 
 def read_bytes(path: Path) -> bytes:

@@ -28,6 +28,7 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
+_ROUNDING = 1e-3  # how far half precision may leave [0, 1]
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -51,10 +52,21 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve ``auto``: bfloat16 on a GPU that has it, float32 anywhere else."""
+def choose_precision(wanted: str, device: torch.device, *, fixed: bool = False) -> Precision:
+    """Resolve ``auto``: bfloat16 on a GPU that has it, float32 anywhere else.
+
+    ``fixed`` says that the network computes in the precision of its file, which an ONNX network does: it is given
+    float32 and anything but ``auto`` and ``fp32`` is refused.
+    """
     if wanted not in PRECISIONS:
         raise SettingError(f"precision {wanted!r} is not one of {', '.join(PRECISIONS)}")
+    if fixed:
+        if wanted in ("auto", "fp32"):
+            return "fp32"
+        raise SettingError(
+            f"precision {wanted!r}: an ONNX network computes in the precision that it was exported in; leave "
+            "--precision out"
+        )
     if wanted != "auto":
         return wanted
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -117,25 +129,31 @@ class Predictor:
         target: int = 0,
         batch: int | None = None,
         threads: int | None = None,
+        output: str = "logits",
+        align: int = 1,
     ) -> None:
         """Move the network to its device.
 
         Args:
-            net: Maps ``(N, 3, H, W)`` normalised float to ``(N, classes, H, W)`` logits.
+            net: Maps ``(N, 3, H, W)`` normalised float to ``(N, classes, H, W)``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
             tta: Average over the eight rotations and mirror images of every window.
             target: Which class is wanted, when the network has several (softmax over the classes).
             batch: Windows per forward pass; by default 1 on the CPU and up to 16 on a GPU, halved until it fits.
             threads: CPU threads for the arithmetic; by default what torch chooses.
+            output: What the network answers with: ``logits`` or ``probability``.
+            align: What both sides of an image must be multiples of; one that is not is reflected at its right and
+                bottom side, and cut again.
         """
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        self.precision = choose_precision(precision, self.device, fixed=getattr(net, "fixed_precision", False))
         self.tta = tta
         self.views = len(_DIHEDRAL) if tta else 1
         self.target = target
         self.batch = batch or (_GPU_BATCH if self.device.type == "cuda" else 1)
         self.threads = threads
+        self.output, self.align = output, align
         # Not typed: torch's stubs know this keyword in some releases only.
         placed: Any = net.eval().to(self.device)
         self._net: nn.Module = placed.to(memory_format=torch.channels_last)
@@ -144,7 +162,8 @@ class Predictor:
     @classmethod
     def of(cls, model: Model, **settings: object) -> Predictor:
         """Build the network of a loaded model; ``settings`` as in the constructor."""
-        return cls(model.build(), target=building_class(model.card), **settings)  # type: ignore[arg-type]
+        known = {"target": building_class(model.card), "output": model.output, "align": model.align}
+        return cls(model.build(), **{**known, **settings})  # type: ignore[arg-type]
 
     def windows(
         self,
@@ -183,7 +202,12 @@ class Predictor:
             if self.threads is not None:
                 # Set on every call: torch keeps the number of threads per calling thread.
                 torch.set_num_threads(self.threads)
-            return self._halving(values, valid, scaling)
+            height, width = valid.shape[1:]
+            pad = ((0, -height % self.align), (0, -width % self.align))
+            if any(after for _, after in pad):
+                values = np.pad(values, ((0, 0), (0, 0), *pad), mode="reflect")
+                valid = np.pad(valid, ((0, 0), *pad), mode="reflect")
+            return self._halving(values, valid, scaling)[:, :height, :width]
 
     def _halving(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> NDArray[np.float32]:
         try:
@@ -225,11 +249,24 @@ class Predictor:
 
     def _probability(self, pixels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
-            logits = self._net(pixels)
-        logits = logits.float()
-        if logits.shape[1] == 1:
-            return logits[:, 0].sigmoid()
-        return logits.softmax(1)[:, self.target]
+            answer = self._net(pixels)
+        answer = answer.float()
+        if self.output == "probability":
+            return _checked(answer[:, self.target])
+        if answer.shape[1] == 1:
+            return answer[:, 0].sigmoid()
+        return answer.softmax(1)[:, self.target]
+
+
+def _checked(chance: Tensor) -> Tensor:
+    """Return what a network calls probabilities, refusing what cannot be any."""
+    # The comparison is also false for NaN.
+    if not bool(((chance >= -_ROUNDING) & (chance <= 1 + _ROUNDING)).all()):
+        raise ModelError(
+            f"the network answers with values from {float(chance.min()):g} to {float(chance.max()):g}, which are no "
+            'probabilities; if they are logits, say "output": "logits" on its card'
+        )
+    return chance.clamp(0, 1)
 
 
 def building_class(card: ModelCard) -> int:

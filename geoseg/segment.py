@@ -116,7 +116,7 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
         job,
         _identity(mosaic, model, job),
         simplify_px,
-        tuple(_notes(mosaic, card, settings, tiling)),
+        (*model.notes, *_notes(mosaic, card, settings, tiling)),
         tuple({"path": str(problem.path), "message": problem.message} for problem in bad),
     )
 
@@ -135,8 +135,14 @@ def _tiling(shape: tuple[int, int], settings: Settings, model: Model) -> Tiling:
         halo = card.halo
         taper = card.taper if settings.taper is None else taper
     else:
-        halo = model.reach.halo
-    return Tiling(shape, settings.cell, halo, taper, ceil_to(settings.core, settings.cell))
+        halo = ceil_to(model.reach.halo, max(model.align, ALIGN))
+    tiling = Tiling(shape, settings.cell, halo, taper, ceil_to(settings.core, settings.cell))
+    if halo % model.align or settings.cell % model.align:
+        raise SettingError(
+            f"model {card.name} takes sides that are multiples of {model.align} px: halo ({halo}) and cell "
+            f"({settings.cell}) must be such, too"
+        )
+    return tiling
 
 
 def _shrink(shape: tuple[int, int], core: int) -> int:
