@@ -20,6 +20,7 @@ from geoseg.errors import GeosegError, SettingError
 
 if TYPE_CHECKING:
     from geoseg.segment import Result
+    from geoseg.train.loop import Trained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PARTLY, WRONG, INTERRUPTED = 1, 2, 130
@@ -62,7 +63,10 @@ input_argument = click.argument("inputs", nargs=-1, required=True, metavar="INPU
 
 sight_options = options(
     click.option(
-        "--model", metavar="NAME|PATH", help="A shipped model's name or a model file. [default: the one shipped]"
+        "--model",
+        metavar="NAME|PATH",
+        help="A shipped model's name or a model file, .onnx and TorchScript with a card beside them included. "
+        "[default: the one shipped]",
     ),
     click.option(
         "--threshold",
@@ -180,7 +184,7 @@ def friendly(command: Command) -> Command:
             click.echo(f"geoseg: {error}", err=True)
             sys.exit(WRONG)
         except KeyboardInterrupt:
-            click.echo("geoseg: stopped; finished blocks are kept, the same command goes on", err=True)
+            click.echo("geoseg: stopped; what is finished is kept, the same command goes on", err=True)
             sys.exit(INTERRUPTED)
 
     return run  # type: ignore[return-value]
@@ -313,6 +317,12 @@ def polygonize(raster: str, out: str, **settings: Any) -> None:
 @click.option(
     "--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file, in any CRS."
 )
+@click.option(
+    "--polygons/--no-polygons",
+    default=True,
+    show_default=True,
+    help="Compare buildings and outlines as well, where PREDICTED is polygons.",
+)
 @click.option("--curve", is_flag=True, help="Show a table by threshold as well; JSON always has it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @progress_option
@@ -322,6 +332,9 @@ def evaluate(predicted: str, reference: str, curve: bool, as_json: bool, progres
 
     Each is a raster (mask or probability), a file of polygons, or a folder of them. Files of two folders are paired
     by name; a single file is compared with every file of a folder that it overlaps.
+
+    For predicted polygons also buildings found (at IoU 0.5, and average precision) and the quality of their outlines:
+    C-IoU, N-ratio, PoLiS and Hausdorff distance in metres, maximum tangent angle error.
     """
     from geoseg.evaluate import evaluate as measure
     from geoseg.evaluation import show
@@ -377,15 +390,59 @@ def run(pipeline: str, fresh: bool, progress: str) -> None:
     Paths in the file are relative to the file.
     """
     from geoseg.pipeline import run_pipeline
+    from geoseg.train.loop import Trained
 
     # What was not asked for here is left to the file.
     shown = None if progress == "auto" else progress
-    _close(run_pipeline(pipeline, fresh=fresh or None, progress=shown))
+    result = run_pipeline(pipeline, fresh=fresh or None, progress=shown)
+    if isinstance(result, Trained):
+        _close_training(result)
+    else:
+        _close(result)
+
+
+@main.command()
+@click.argument("pipeline", type=click.Path(dir_okay=False))
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of [train], such as seed=2 or out=runs/two; may be given several times.",
+)
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run left.")
+@progress_option
+@friendly
+def train(pipeline: str, changes: tuple[str, ...], fresh: bool, progress: str) -> None:
+    """Train a network as a PIPELINE.toml with a [train] table says.
+
+    The run's folder gets best.safetensors and last.safetensors (model files for --model), and learning curves as
+    curves.csv and curves.png, all after every epoch. A run that was interrupted goes on after its last whole epoch
+    when the same command is given again.
+    """
+    from geoseg.pipeline import read_recipe
+    from geoseg.train import train as learn
+
+    _close_training(learn(read_recipe(pipeline, changes), fresh=fresh, progress=progress))
+
+
+def _close_training(result: Trained) -> None:
+    for problem in result.problems:
+        click.echo(f"left out: {problem}", err=True)
+    best = result.curve.best
+    if best is not None:
+        click.echo(
+            f"best: epoch {best.epoch}, IoU {best.val_iou:.4f} at threshold {best.threshold:.2f} · {result.best}",
+            err=True,
+        )
+    click.echo(f"learning curves · {result.out}/curves.png", err=True)
+    if result.problems:
+        sys.exit(PARTLY)
 
 
 @main.group()
 def model() -> None:
-    """List, inspect and import models."""
+    """List, inspect, import and export models."""
 
 
 @model.command("list")
@@ -405,18 +462,19 @@ def model_list(as_json: bool) -> None:
 
 
 @model.command("info")
-@click.argument("name", metavar="MODEL")
+@click.argument("name", metavar="[MODEL]", required=False)
 @friendly
-def model_info(name: str) -> None:
-    """Print the card of a model: a shipped one's name, or a file."""
+def model_info(name: str | None) -> None:
+    """Print the card of a model: a shipped one's name, or a file; without any, of the one used by default."""
     from geoseg.checkpoint import load_model
 
     found = load_model(name)
     reach = found.reach
     facts = {
         **json.loads(found.card.to_json()),
+        "file": str(found.path.absolute()),
         "sha256": found.fingerprint,
-        "parameters": sum(value.numel() for value in found.state.values()),
+        "parameters": found.parameters,
         "reach_px": [reach.before, reach.after],
     }
     click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
@@ -450,6 +508,22 @@ def model_import(source: str, out: str, arch: str, **card: Any) -> None:
     click.echo(f"{made.name}: {made.arch}, {made.num_filters} filters, {made.num_classes} class(es) · {out}", err=True)
 
 
+@model.command("export")
+@click.argument("name", metavar="MODEL")
+@click.argument("out", type=click.Path(dir_okay=False))
+@friendly
+def model_export(name: str, out: str) -> None:
+    """Write a model as OUT.onnx, or as TorchScript (OUT.pt, .ts), for other programs.
+
+    MODEL is a shipped one's name, or a file. The card goes beside it (OUT.onnx.json); --model takes the file again.
+    """
+    from geoseg.exporting import export_model
+    from geoseg.foreign import card_path
+
+    made = export_model(name, out)
+    click.echo(f"{made.name}: {made.arch} · {out}, {card_path(Path(out))}", err=True)
+
+
 def _card(given: dict[str, Any], out: Path) -> dict[str, Any]:
     """Name the options of ``model import`` as the card does, leaving out what was not given."""
     classes = given.pop("classes")
@@ -457,6 +531,153 @@ def _card(given: dict[str, Any], out: Path) -> dict[str, Any]:
     if classes:
         card["classes"] = tuple(classes.split(","))
     return {key: value for key, value in card.items() if value is not None}
+
+
+label_option = click.option(
+    "--label", "labels", multiple=True, metavar="TEXT", help="What to call them, as many times as there are; in order."
+)
+picture_option = click.option(
+    "--out", required=True, type=click.Path(dir_okay=False), metavar="FILE", help="The picture: .png, .svg, .pdf, .jpg."
+)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
+@picture_option
+@label_option
+@click.option(
+    "--reference",
+    multiple=True,
+    metavar="V[:TEXT]",
+    help="Draw a horizontal line at an IoU, such as 0.687:paper; may be given several times.",
+)
+@friendly
+def curves(runs: tuple[str, ...], out: str, labels: tuple[str, ...], reference: tuple[str, ...]) -> None:
+    """Draw the validation IoU of several training runs against the epoch.
+
+    RUN is the folder of a run, or its curves.csv. Runs of the same label (seeds) become one line, their mean, in a
+    band from the lowest to the highest.
+    """
+    from geoseg.curves import draw_curves, parse_reference
+
+    marks = [parse_reference(text) for text in reference]
+    for line in draw_curves(runs, out, labels=labels or None, reference=marks):
+        click.echo(line.summary())
+    click.echo(out, err=True)
+
+
+@main.command()
+@click.argument("image", type=click.Path())
+@click.argument("truth", type=click.Path())
+@click.argument("predictions", nargs=-1, required=True, type=click.Path(), metavar="PREDICTED...")
+@picture_option
+@label_option
+@click.option("--threshold", type=float, metavar="P", help="Probability from which a pixel is building. [default: 0.5]")
+@click.option(
+    "--window",
+    type=Numbers(4, int),
+    metavar="ROW,COL,HEIGHT,WIDTH",
+    help="Part of IMAGE to show, in its pixels. [default: all that TRUTH covers]",
+)
+@click.option("--columns", type=int, default=5, show_default=True, metavar="N", help="Panels side by side.")
+@click.option(
+    "--panel", type=int, default=1600, show_default=True, metavar="PX", help="Most pixels of a panel's longer side."
+)
+@click.option("--bands", type=Numbers(3, int), metavar="R,G,B", help="Bands that are red, green and blue, from 1.")
+@click.option(
+    "--range",
+    "value_range",
+    type=Numbers(2, float),
+    metavar="LO,HI",
+    help="Stored values to show black and white. [default: from the image, if not of bytes]",
+)
+@click.option(
+    "--classes",
+    type=Numbers(None, int),
+    metavar="A,B,…",
+    help="Values of TRUTH that mean building. [default: the only one besides 0]",
+)
+@click.option(
+    "--predicted-classes",
+    type=Numbers(None, int),
+    metavar="A,B,…",
+    help="Values of PREDICTED that mean building. [default: the only one besides 0]",
+)
+@click.option(
+    "--ignore",
+    type=Numbers(None, int),
+    default=(),
+    metavar="A,B,…",
+    help="Values of TRUTH that mean 'not labelled'; those pixels count in nothing.",
+)
+@progress_option
+@friendly
+def compare(
+    image: str,
+    truth: str,
+    predictions: tuple[str, ...],
+    out: str,
+    labels: tuple[str, ...],
+    progress: str,
+    **settings: Any,
+) -> None:
+    """Draw IMAGE, TRUTH and predictions side by side, and what each finds, misses and makes up.
+
+    TRUTH and PREDICTED are masks, probabilities or polygons; PREDICTED may be a folder that segment wrote. Below each
+    prediction stands its IoU on the area that is shown.
+    """
+    from geoseg.comparison import draw_comparison
+    from geoseg.progress import open_progress
+
+    with open_progress(progress) as shown:
+        result = draw_comparison(image, truth, predictions, out, labels=labels or None, progress=shown, **settings)
+    for one in result.predictions:
+        click.echo(f"{one.label} · {' · '.join(one.words())}")
+    for note in result.notes:
+        click.echo(note, err=True)
+    click.echo(out, err=True)
+
+
+@main.group()
+def qgis() -> None:
+    """Bring geoseg into QGIS: a plugin for Processing that runs this geoseg."""
+
+
+@qgis.command("install")
+@click.option("--profile", metavar="NAME", help="A profile of QGIS. [default: the one that QGIS starts with]")
+@click.option(
+    "--profiles-folder",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where QGIS keeps its profiles. [default: where it does on this system]",
+)
+@friendly
+def qgis_install(profile: str | None, profiles_folder: str | None) -> None:
+    """Put the plugin into a QGIS profile, in place of an older one.
+
+    It will run geoseg in the Python environment that this command runs in.
+    """
+    from geoseg.qgis.install import install
+
+    made = install(profile, profiles_folder)
+    click.echo(made.folder)
+    was = f" (was {made.replaced})" if made.replaced else ""
+    click.echo(f"geoseg {__version__}{was} is in the QGIS profile {made.profile.name}; it runs {made.python}", err=True)
+    click.echo(
+        "Start QGIS anew, and tick geoseg once under Plugins ▸ Manage and Install Plugins ▸ Installed, "
+        "or: qgis_process plugins enable geoseg",
+        err=True,
+    )
+
+
+@qgis.command("package")
+@click.argument("out", type=click.Path(dir_okay=False), metavar="OUT.zip")
+@friendly
+def qgis_package(out: str) -> None:
+    """Write the plugin as the zip that QGIS takes under Plugins ▸ Install from ZIP."""
+    from geoseg.qgis.install import package
+
+    click.echo(f"{package(out)} · in QGIS: Plugins ▸ Manage and Install Plugins ▸ Install from ZIP", err=True)
 
 
 if __name__ == "__main__":

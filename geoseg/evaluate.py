@@ -7,6 +7,17 @@ bound the memory, and the result does not depend on them.
 Pixels count where both sides have data: by nodata, alpha or mask as the reader says, by the imagery ``X_rgb.tif``
 beside a reference ``X_mask.tif``, and inside an area of interest if one is given. See :mod:`geoseg.metrics`
 for the numbers, and :meth:`geoseg.metrics.Boundary.of` for what invalid pixels mean to the boundary IoU.
+
+Where polygons were predicted, buildings and their outlines are compared as well, in metres on the ground; see
+:mod:`geoseg.polygon_metrics` for the numbers. Both sides are held for that, file by file.
+
+- Polygons on both sides: nothing is cut. A building counts if a point of it (that of ``point_on_surface``) lies in the
+  area of interest and where imagery beside the reference is valid; so does the prediction that matches it, wherever
+  it lies, and a prediction without partner by its own point.
+- A raster as reference: its buildings are traced as ``geoseg polygonize`` does (connected pixels, outlines straightened
+  within a pixel), so that distances below a pixel mean little. Since the raster's edge and invalid pixels
+  cut its buildings, the prediction is cut there too, and what remains is a building; the cut
+  is then part of both outlines. The area of interest decides as above.
 """
 
 from __future__ import annotations
@@ -15,6 +26,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +40,18 @@ from geoseg.evaluation import Evaluation, Tile
 from geoseg.layout import ground_size
 from geoseg.metrics import THRESHOLDS, Boundary, Confusion, Score, ThresholdCurve, boundary_distance, reaches
 from geoseg.pairing import Pair, pair_files, some
-from geoseg.polygon_side import Layer, burn, grid_around, is_vector
+from geoseg.polygon_metrics import BOUNDARY, SPACING, Buildings, PolygonScore, compare
+from geoseg.polygon_side import (
+    SCORE,
+    Layer,
+    LayerSide,
+    burn,
+    cropped,
+    grid_around,
+    is_vector,
+    to_ground,
+    traced,
+)
 from geoseg.raster import gdal_env
 from geoseg.raster_side import KINDS, Kind, Raster, reading
 from geoseg.sides import ApartError, Side, projecting
@@ -38,6 +61,8 @@ if TYPE_CHECKING:
     from geoseg.progress import Progress
 
 _DEFAULT_THRESHOLD = 0.5
+_BOUNDARY_PX = 3
+"""Of the boundary IoU of outlines where there are no metres."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,7 @@ class _Settings:
     gsd: float | None
     aoi: str | Path | None
     window: int
+    polygons: bool
 
     def __post_init__(self) -> None:
         for value in (*self.thresholds, *(() if self.threshold is None else (self.threshold,))):
@@ -79,17 +105,21 @@ class _Settings:
             return int(self.boundary_px)
         if self.boundary_m is None:
             return boundary_distance(rect.shape)
-        size = ground_size(
-            None if grid.crs is None else grid.crs.to_wkt(),
-            grid.affine,
-            (rect.col0 + rect.col1) / 2,
-            (rect.row0 + rect.row1) / 2,
-        )
+        size = _pixel(grid, rect)
         if size is None:
             raise SettingError(
                 "boundary_m: the rasters have no CRS, so that a metre cannot be told in pixels; give boundary_px"
             )
-        return max(1, round(self.boundary_m / math.sqrt(size[0] * size[1])))
+        return max(1, round(self.boundary_m / size))
+
+    def lengths(self, grid: GeoBox, rect: Rect) -> tuple[float, float]:
+        """Return the spacing of points along outlines and the distance of their boundary IoU, metres if there are."""
+        size = _pixel(grid, rect)
+        pixel = math.sqrt(abs(grid.affine.determinant)) if size is None else size
+        spacing, boundary = (pixel, _BOUNDARY_PX * pixel) if size is None else (SPACING, BOUNDARY)
+        if self.boundary_px is not None:
+            boundary = self.boundary_px * pixel
+        return spacing, self.boundary_m or boundary
 
 
 def evaluate(
@@ -107,6 +137,7 @@ def evaluate(
     gsd: float | None = None,
     aoi: str | Path | None = None,
     window: int = 2048,
+    polygons: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a prediction with a reference, file by file.
@@ -124,12 +155,15 @@ def evaluate(
         predicted_as: "mask" or "probability" overrules what the file looks like; integers without a scale
             then stand for 0 … the highest of their type.
         boundary_px: distance of the boundary IoU in pixels; by default 2 % of the diagonal of each tile, as
-            published. On a raster of a whole town that is a wide band: better give one of the two.
+            published. On a raster of a whole town that is a wide band: better give one of the two. That of outlines
+            is 1 m unless given.
         boundary_m: the same in metres on the ground.
         gsd: pixel size in metres on the ground, for polygons on both sides. Their common grid spans the extent of both,
             so that accuracy (background counts) depends on that extent.
         aoi: vector file; only pixels with their centre inside its polygons count.
         window: side of the windows in which rasters are read, pixels.
+        polygons: where polygons were predicted, compare buildings and outlines too. All buildings of a pair of files
+            are held for that, about 2 kB each.
         progress: told of each tile.
 
     Raises:
@@ -149,6 +183,7 @@ def evaluate(
         gsd=gsd,
         aoi=aoi,
         window=window,
+        polygons=polygons,
     )
     pairs, unpaired = pair_files(predicted, reference)
     one_of_many = len({pair.predicted for pair in pairs}) < len(pairs) or len({p.reference for p in pairs}) < len(pairs)
@@ -192,12 +227,15 @@ def _evaluate_pair(pair: Pair, settings: _Settings) -> tuple[Tile, tuple[tuple[s
         grid = _grid_of(ours, theirs, settings)
         predicted, reference, rect = _sides(ours, theirs, grid, settings)
         also_valid: list[_Validity] = []
-        remarks = ours.notes + theirs.notes
+        remarks: list[tuple[str, str]] = []
         if pair.imagery is not None and not (imagery := Raster(pair.imagery, stack)).all_valid:
             also_valid.append(_imagery_mask(imagery, pair.reference, grid))
             remarks.append((pair.imagery.name, "imagery beside the reference; where it is invalid, nothing counts"))
+        area: np.ndarray | None = None
+        imaged = tuple(also_valid)
         if settings.aoi is not None:
-            also_valid.append(_aoi_mask(settings.aoi, grid))
+            area = shapely.from_wkb(read_aoi(settings.aoi, grid))
+            also_valid.append(partial(burn, area))
         distance = settings.distance(grid, rect)
         threshold = _DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
         score = Score()
@@ -219,8 +257,14 @@ def _evaluate_pair(pair: Pair, settings: _Settings) -> tuple[Tile, tuple[tuple[s
                 Confusion.of(found[inside], true[inside], valid[inside]),
                 Boundary.of(found, true, valid, distance=distance, part=inside),
             )
-    tile = Tile(pair.name, str(pair.predicted), str(pair.reference), rect.shape, distance, score, curve)
-    return tile, tuple(remarks)
+        outlines: PolygonScore | None = None
+        if settings.polygons and isinstance(predicted, LayerSide):
+            where = _Where(grid, rect, imaged, area)
+            outlines, found_out = _compare_outlines(pair, predicted, reference, where, settings)
+            remarks += found_out
+        remarks = ours.notes + theirs.notes + remarks
+    names = pair.name, str(pair.predicted), str(pair.reference)
+    return Tile(*names, rect.shape, distance, score, curve, outlines), tuple(dict.fromkeys(remarks))
 
 
 def _open_side(path: Path, stack: ExitStack) -> Raster | Layer:
@@ -288,9 +332,75 @@ def _imagery_mask(raster: Raster, reference: Path, grid: GeoBox) -> _Validity:
     return valid
 
 
-def _aoi_mask(path: str | Path, grid: GeoBox) -> _Validity:
-    shapes = shapely.from_wkb(read_aoi(path, grid))
-    return lambda rect: burn(shapes, rect)
+@dataclass(frozen=True)
+class _Where:
+    """What part of a grid is compared."""
+
+    grid: GeoBox
+    rect: Rect
+    imaged: tuple[_Validity, ...]
+    """Where there is imagery."""
+    area: np.ndarray | None
+    """Polygons of interest in pixel coordinates; None for everything."""
+
+
+def _compare_outlines(
+    pair: Pair, predicted: LayerSide, reference: Side, where: _Where, settings: _Settings
+) -> tuple[PolygonScore, list[tuple[str, str]]]:
+    """Compare buildings, as the module's text says; return remarks as well."""
+
+    def read(window: Rect) -> tuple[np.ndarray, np.ndarray]:
+        true, valid = np.zeros(window.shape, bool), np.ones(window.shape, bool)
+        if not isinstance(reference, LayerSide):
+            true, valid = reference.read(window)
+        for mask in where.imaged:
+            valid = valid & mask(window)
+        return reaches(true, _DEFAULT_THRESHOLD) if reference.probability else true, valid
+
+    remarks: list[tuple[str, str]] = []
+    found = predicted.buildings(where.rect)
+    silent = np.zeros(0, object)
+    if not isinstance(reference, LayerSide):
+        true, silent = traced(read, where.rect, settings.window)
+        found = cropped(found, where.rect, silent)
+        remarks.append((pair.reference.name, "outlines traced from pixels and straightened within one of them"))
+    else:
+        true = reference.buildings(where.rect)
+        if where.imaged:
+            silent = traced(read, where.rect, settings.window)[1]
+    if len(found) and (found.scores is None or np.isnan(found.scores).any()):
+        remarks.append((pair.predicted.name, f"no {SCORE} to rank buildings by, so the average precision ranks none"))
+    if where.grid.crs is None:
+        remarks.append((pair.reference.name, "without CRS; what should be metres is in units of the coordinates"))
+    spacing, boundary = settings.lengths(where.grid, where.rect)
+    place = to_ground(where.grid, where.rect)
+    score = compare(
+        *(Buildings(shapely.transform(side.outlines, place), side.scores) for side in (found, true)),
+        predicted_inside=_inside(found, where.area, silent),
+        reference_inside=_inside(true, where.area, silent),
+        spacing=spacing,
+        boundary=boundary,
+    )
+    return score, remarks
+
+
+def _inside(buildings: Buildings, area: np.ndarray | None, silent: np.ndarray) -> np.ndarray:
+    """Return which buildings have their point in the area (None for everywhere) and not where nothing is said."""
+    points = shapely.point_on_surface(buildings.outlines)
+    inside = np.ones(len(points), bool)
+    for shapes, wanted in ((area, True), (silent, False)):
+        if shapes is not None:
+            hit = np.zeros(len(points), bool)
+            hit[shapely.STRtree(shapes).query(points, predicate="intersects")[0]] = True
+            inside &= hit == wanted
+    return inside
+
+
+def _pixel(grid: GeoBox, rect: Rect) -> float | None:
+    """Return the side of a pixel in the middle of ``rect``, metres on the ground; None without CRS."""
+    crs = None if grid.crs is None else grid.crs.to_wkt()
+    size = ground_size(crs, grid.affine, (rect.col0 + rect.col1) / 2, (rect.row0 + rect.row1) / 2)
+    return None if size is None else math.sqrt(size[0] * size[1])
 
 
 def _windows(rect: Rect, side: int) -> Iterator[Rect]:

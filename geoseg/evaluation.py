@@ -11,8 +11,21 @@ from operator import add
 from typing import IO, Any
 
 from geoseg.metrics import MEASURES, THRESHOLDS, Confusion, Score, ThresholdCurve, known
+from geoseg.polygon_metrics import PolygonScore
 
 _TITLES = ("IoU", "accuracy", "precision", "recall", "F1", "boundary IoU")
+_FOUND = ("predicted", "true", "matched", "precision", "recall", "F1", "AP", "AP50")
+_OUTLINES = (
+    ("IoU", "iou", ".4f"),
+    ("C-IoU", "c_iou", ".4f"),
+    ("N-ratio", "n_ratio", ".3f"),
+    ("PoLiS\nmean m", "polis_m", ".3f"),
+    ("PoLiS\nmedian", "polis_m_median", ".3f"),
+    ("Hausd.\nmean m", "hausdorff_m", ".3f"),
+    ("Hausd.\n95 % m", "hausdorff_m_p95", ".3f"),
+    ("max tan-\ngent, °", "tangent_angle_deg", ".2f"),
+)
+"""Title, name in :meth:`PolygonScore.summary`, format."""
 _CITY = re.compile(r"([A-Za-z](?:[A-Za-z-]*[A-Za-z])?)-?\d+")
 
 
@@ -34,6 +47,8 @@ class Tile:
     """The counts."""
     curve: ThresholdCurve | None = None
     """For a predicted probability."""
+    polygons: PolygonScore | None = None
+    """Of buildings and outlines, for predicted polygons."""
 
     @property
     def city(self) -> str | None:
@@ -42,7 +57,7 @@ class Tile:
         return match[1] if match else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the curve for JSON."""
+        """Return everything but the curve and the polygons for JSON."""
         return {
             "predicted": self.predicted,
             "reference": self.reference,
@@ -74,10 +89,16 @@ class Evaluation:
     @cached_property
     def per_city(self) -> dict[str, Score]:
         """Score by city, counts summed over its tiles; tiles not named as Inria's are in none."""
-        cities: dict[str, Score] = {}
+        return {
+            city: reduce(add, (tile.score for tile in tiles), Score()) for city, tiles in self._tiles_by_city.items()
+        }
+
+    @cached_property
+    def _tiles_by_city(self) -> dict[str, list[Tile]]:
+        cities: dict[str, list[Tile]] = {}
         for tile in self.tiles:
             if tile.city is not None:
-                cities[tile.city] = cities.get(tile.city, Score()) + tile.score
+                cities.setdefault(tile.city, []).append(tile)
         return dict(sorted(cities.items()))
 
     @cached_property
@@ -96,6 +117,25 @@ class Evaluation:
         """The one of ``thresholds`` with the highest IoU over all tiles, if there is a curve."""
         return self.curve.best(self.thresholds)[0] if self.curve else None
 
+    @cached_property
+    def polygons(self) -> dict[str, dict[str, PolygonScore]]:
+        """Scores of buildings and outlines under ``per_tile``, ``per_city`` and ``total``, each by name.
+
+        Empty unless each prediction is of polygons (and they were to be compared).
+        """
+        per_tile = {tile.name: tile.polygons for tile in self.tiles if tile.polygons is not None}
+        if len(per_tile) < len(self.tiles):
+            return {}
+        per_city = {
+            city: reduce(add, (per_tile[tile.name] for tile in tiles), PolygonScore())
+            for city, tiles in self._tiles_by_city.items()
+        }
+        return {
+            "per_tile": per_tile,
+            "per_city": per_city,
+            "total": {"total": reduce(add, per_tile.values(), PolygonScore())},
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         points = self.curve.points(self.thresholds) if self.curve else ()
@@ -110,18 +150,55 @@ class Evaluation:
                 for threshold, counts in points
             ]
             or None,
+            "polygons": self._polygons_as_dict(),
             "notes": list(self.notes),
         }
 
+    def _polygons_as_dict(self) -> dict[str, Any] | None:
+        if not self.polygons:
+            return None
+        groups = {
+            group: {name: score.as_dict() for name, score in scores.items()} for group, scores in self.polygons.items()
+        }
+        return {**groups, "total": groups["total"]["total"]}
+
     def table(self) -> list[list[tuple[str, ...]]]:
         """Return rows of text in sections: header; tiles, if several; cities, if they say more; total."""
-        groups: list[Mapping[str, Score]] = [{"total": self.total}]
-        if list(self.per_city.values()) not in ([], [self.total]):
-            groups.insert(0, self.per_city)
-        if len(self.tiles) > 1:
-            groups.insert(0, self.per_tile)
+        by_group: dict[str, Mapping[str, Score]] = {
+            "per_tile": self.per_tile,
+            "per_city": self.per_city,
+            "total": {"total": self.total},
+        }
+        groups = [by_group[name] for name in self._groups]
         rows = [[(name, *_figures(score, MEASURES)) for name, score in group.items()] for group in groups]
         return [[("", *_TITLES)], *rows]
+
+    @property
+    def _groups(self) -> list[str]:
+        """What tables show: tiles, if several; cities, if they say more; total."""
+        groups = ["per_tile"] if len(self.tiles) > 1 else []
+        cities = self._tiles_by_city
+        # One city of all tiles is the total once more.
+        several = len(cities) > 1 or sum(map(len, cities.values())) < len(self.tiles)
+        return [*groups, *(["per_city"] if cities and several else []), "total"]
+
+    def polygon_tables(self) -> list[list[list[tuple[str, ...]]]]:
+        """Return two tables in sections as :meth:`table` does: buildings found; outlines of those. Or none."""
+        if not self.polygons:
+            return []
+        found: list[list[tuple[str, ...]]] = [[("buildings", *_FOUND)]]
+        outlines: list[list[tuple[str, ...]]] = [[("outlines", *(title for title, _name, _form in _OUTLINES))]]
+        for group in self._groups:
+            rows: list[tuple[str, ...]] = []
+            shapes: list[tuple[str, ...]] = []
+            for name, score in self.polygons[group].items():
+                figures = score.summary()
+                ratios = (_text(figures[key]) for key in ("precision", "recall", "f1", "ap", "ap50"))
+                rows.append((name, str(score.predicted), str(score.reference), str(score.tp), *ratios))
+                shapes.append((name, *(_text(figures[key], form) for _title, key, form in _OUTLINES)))
+            found.append(rows)
+            outlines.append(shapes)
+        return [found, outlines]
 
     def curve_table(self) -> list[list[tuple[str, ...]]]:
         """Return rows of text in sections: header; thresholds. Empty without a curve."""
@@ -149,7 +226,11 @@ class Evaluation:
 
 def _figures(counts: Score | Confusion, measures: Sequence[str]) -> list[str]:
     values = [getattr(counts, measure) for measure in measures]
-    return ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
+    return [_text(value) for value in values]
+
+
+def _text(value: float, form: str = ".4f") -> str:
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def show(result: Evaluation, stream: IO[str], *, curve: bool = False) -> None:
@@ -162,7 +243,8 @@ def show(result: Evaluation, stream: IO[str], *, curve: bool = False) -> None:
     console = Console(
         file=stream, width=None if stream.isatty() else 10_000, markup=False, emoji=False, highlight=False
     )
-    for table in [result.table(), *([result.curve_table()] if curve and result.curve else [])]:
+    tables = [result.table(), *result.polygon_tables(), *([result.curve_table()] if curve and result.curve else [])]
+    for table in tables:
         (header,), *sections = table
         drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for number, title in enumerate(header):
