@@ -163,7 +163,7 @@ def evaluate(
         aoi: vector file; only pixels with their centre inside its polygons count.
         window: side of the windows in which rasters are read, pixels.
         polygons: where polygons were predicted, compare buildings and outlines too. All buildings of a pair of files
-            are held for that, about 2 kB each.
+            are held for that, some 2 kB each.
         progress: told of each tile.
 
     Raises:

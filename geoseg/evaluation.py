@@ -14,16 +14,16 @@ from geoseg.metrics import MEASURES, THRESHOLDS, Confusion, Score, ThresholdCurv
 from geoseg.polygon_metrics import PolygonScore
 
 _TITLES = ("IoU", "accuracy", "precision", "recall", "F1", "boundary IoU")
-_FOUND = ("predicted", "true", "matched", "precision", "recall", "F1", "AP", "AP50")
+_FOUND = ("predicted", "true", "matched", "precision", "recall", "F1", "AP")
 _OUTLINES = (
-    ("IoU", "iou", ".4f"),
+    ("boundary\nIoU", "boundary_iou", ".4f"),
     ("C-IoU", "c_iou", ".4f"),
-    ("N-ratio", "n_ratio", ".3f"),
+    ("N\nratio", "n_ratio", ".3f"),
     ("PoLiS\nmean m", "polis_m", ".3f"),
     ("PoLiS\nmedian", "polis_m_median", ".3f"),
     ("Hausd.\nmean m", "hausdorff_m", ".3f"),
     ("Hausd.\n95 % m", "hausdorff_m_p95", ".3f"),
-    ("max tan-\ngent, °", "tangent_angle_deg", ".2f"),
+    ("angle\nmax °", "tangent_angle_deg", ".2f"),
 )
 """Title, name in :meth:`PolygonScore.summary`, format."""
 _CITY = re.compile(r"([A-Za-z](?:[A-Za-z-]*[A-Za-z])?)-?\d+")
@@ -193,7 +193,7 @@ class Evaluation:
             shapes: list[tuple[str, ...]] = []
             for name, score in self.polygons[group].items():
                 figures = score.summary()
-                ratios = (_text(figures[key]) for key in ("precision", "recall", "f1", "ap", "ap50"))
+                ratios = (_text(figures[key]) for key in ("precision", "recall", "f1", "ap"))
                 rows.append((name, str(score.predicted), str(score.reference), str(score.tp), *ratios))
                 shapes.append((name, *(_text(figures[key], form) for _title, key, form in _OUTLINES)))
             found.append(rows)

@@ -39,7 +39,7 @@ BOUNDARY = 1.0
 The published 2 % of the image's diagonal is a band wider than any building once the image is a town.
 """
 BATCH = 500
-"""Pairs of outlines that are sampled at once; it bounds the memory."""
+"""Pairs of outlines that are measured at once; it bounds the memory."""
 MAX_STRETCH = 2.0
 """See :func:`tangent_angle`."""
 
@@ -88,7 +88,9 @@ def overlaps(predicted: Polygons, reference: Polygons, least: float = IOU_THRESH
     most = np.minimum(shared.prod(axis=1), np.minimum(size_one, size_two))
     near = most * (1 + least) >= (size_one + size_two) * least * (1 - _SLACK)
     one, two, size_one, size_two = one[near], two[near], size_one[near], size_two[near]
-    common = shapely.area(shapely.intersection(predicted[one], reference[two]))
+    common = np.zeros(len(one))
+    for part in _batches(len(one)):
+        common[part] = shapely.area(shapely.intersection(predicted[one[part]], reference[two[part]]))
     iou = common / (size_one + size_two - common)
     order = np.lexsort((two, one))
     order = order[iou[order] >= least - _SLACK]
@@ -239,9 +241,11 @@ def boundary_iou(one: Polygons, two: Polygons, distance: float = BOUNDARY) -> Fl
     """
     if not distance > 0:
         raise SettingError(f"the boundary's distance is {distance}; it must be above 0")
-    bands = [shapely.difference(side, shapely.buffer(side, -distance)) for side in (one, two)]
-    common = shapely.area(shapely.intersection(*bands))
-    result: Floats = common / (shapely.area(bands[0]) + shapely.area(bands[1]) - common)
+    result = np.zeros(len(one))
+    for part in _batches(len(one)):
+        bands = [shapely.difference(side, shapely.buffer(side, -distance)) for side in (one[part], two[part])]
+        common = shapely.area(shapely.intersection(*bands))
+        result[part] = common / (shapely.area(bands[0]) + shapely.area(bands[1]) - common)
     return result
 
 
