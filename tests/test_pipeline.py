@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import pytest
 
 from geoseg.errors import InputError, SettingError
-from geoseg.pipeline import read_pipeline, run_pipeline
+from geoseg.pipeline import read_pipeline, read_recipe, run_pipeline
+from geoseg.train.recipe import Augment
 
 
 @pytest.fixture
@@ -109,14 +112,21 @@ def test_running_passes_every_key_on_and_overrides_win(write, calls):
     ("text", "words"),
     [
         ("", r"found nothing"),
-        ("[train]\nx = 1", r"expected one table named segment, found train"),
+        ("[learn]\nx = 1", r"expected one table named segment or train, found learn"),
         ('[segment]\ninputs = "a"\nout = "b"\n[other]', r"found segment, other"),
         ("segment = 3", r"must be a table: \[segment\]"),
         ("[segment]", r"\[segment\] lacks inputs and out"),
         ('[segment]\ninputs = "a"', r"lacks out$"),
         ('[segment]\nout = "a"', r"lacks inputs$"),
-        ('[segment]\ninputs = [1]\nout = "b"', r"inputs and out must be text"),
-        ('[segment]\ninputs = ["a"]\nout = 3', r"inputs and out must be text"),
+        ('[segment]\ninputs = [1]\nout = "b"', r"inputs must be text"),
+        ('[segment]\ninputs = ["a"]\nout = 3', r"out must be text"),
+        ('[segment]\ninputs = 3\nout = "b"', r"inputs must be text"),
+        ("[train]", r"\[train\] lacks out$"),
+        ('[train]\nout = "o"\ndata = 3', r"data must be tables: \[\[train.data\]\]"),
+        ('[train]\nout = "o"\n[train.data]\nimages = "i"', r"data must be tables: \[\[train.data\]\]"),
+        ('[train]\nout = "o"\n[[train.validate]]\nmasks = "m"', r"\[\[train.validate\]\] lacks images"),
+        ('[train]\nout = "o"\n[[train.data]]\nimages = 3', r"images must be text"),
+        ('[train]\nout = "o"\nweights = 3', r"weights must be text"),
         ("[segment", r"not a TOML file \("),
         ("[segment]\nx = 1\nx = 2", r"not a TOML file \("),
     ],
@@ -157,3 +167,134 @@ def test_unknown_keys_and_wrong_values_are_refused_before_anything_is_written(wr
     with pytest.raises(SettingError, match=words):
         run_pipeline(path)
     assert sorted(path.parent.iterdir()) == [path]
+
+
+# --- what is to be trained
+
+TRAIN = """
+[train]
+out = "../runs/mine"
+init = "checkpoint"
+weights = "unet11-buildings"
+epochs = 3
+augment = { turn = true, scale = [0.5, 2] }
+
+[[train.data]]
+images = ["tiles/*.tif", "/data/more"]
+buildings = "roofs.gpkg"
+aoi = "area.geojson"
+
+[[train.validate]]
+images = "val/images"
+masks = "val/gt"
+only = "austin[1-5]"
+"""
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Instead of training, remember what would be."""
+    called: list[tuple[Any, dict[str, Any]]] = []
+    module = import_module("geoseg.train")
+    monkeypatch.setattr(module, "train", lambda recipe, **how: called.append((recipe, how)))
+    return called
+
+
+def test_a_recipe_with_paths_beside_the_file(write):
+    path = write(TRAIN)
+    here, recipe = path.parent, read_recipe(path)
+    assert recipe.out == str(here / "../runs/mine")
+    assert recipe.weights == "unet11-buildings"
+    assert recipe.augment == Augment(turn=True, scale=(0.5, 2.0))
+    (learnt,), (held,) = recipe.data, recipe.validate
+    assert learnt.images == (str(here / "tiles/*.tif"), "/data/more")
+    assert (learnt.buildings, learnt.aoi) == (str(here / "roofs.gpkg"), str(here / "area.geojson"))
+    assert (held.images, held.masks) == ((str(here / "val/images"),), (str(here / "val/gt"),))
+    assert held.only == ("austin[1-5]",)
+
+
+@pytest.mark.parametrize("weights", ["mine.safetensors", "vgg11.pth", "folder/vgg11", "vgg11-0.3"])
+def test_weights_are_a_shipped_name_or_a_file_beside(write, weights):
+    path = write(TRAIN.replace("unet11-buildings", weights))
+    if weights == "vgg11-0.3":
+        # A dot does not make a file of a name.
+        assert read_recipe(path).weights == weights
+        (path.parent / weights).touch()
+    assert read_recipe(path).weights == str(path.parent / weights)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("epochs = 3", "epoch = 3", r"\[train\]: no such key: epoch"),
+        ("turn = true", "turns = true", r"\[train.augment\]: no such key: turns"),
+        ('aoi = "area.geojson"', 'area = "area.geojson"', r"\[\[train.data\]\]: no such key: area"),
+        ('masks = "val/gt"', 'mask = "val/gt"', r"\[\[train.validate\]\]: no such key: mask"),
+        ("epochs = 3", 'epochs = "many"', r"epochs is 'many'; it must be a whole number"),
+        ('masks = "val/gt"', "", "needs masks, or buildings"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused_with_the_files_name(write, trained, old, new, words):
+    path = write(TRAIN.replace(old, new))
+    for call in (read_recipe, run_pipeline):
+        with pytest.raises(SettingError, match=words) as caught:
+            call(path)
+        assert str(caught.value).startswith(str(path))
+    assert trained == []
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_running_a_recipe_and_changing_its_keys(write, trained):
+    path = write(TRAIN)
+    run_pipeline(path)
+    run_pipeline(path, fresh=True, progress="json", epochs=7, out="elsewhere", seed=None)
+    (plain, how), (changed, how_else) = trained
+    assert plain == read_recipe(path)
+    assert how == {}
+    assert (changed.epochs, changed.out, changed.seed) == (7, "elsewhere", 0)
+    assert how_else == {"fresh": True, "progress": "json"}
+    with pytest.raises(SettingError, match=r"\[train\]: no such key: epohcs"):
+        run_pipeline(path, epohcs=3)
+
+
+def test_changes_are_written_as_in_toml(write):
+    path = write(TRAIN)
+    recipe = read_recipe(
+        path, ["epochs=9", "learning_rate = 1e-2", "out=runs/two", 'licence="CC0"', "decoder_norm=true"]
+    )
+    assert (recipe.epochs, recipe.learning_rate, recipe.out) == (9, 0.01, "runs/two")
+    assert (recipe.licence, recipe.decoder_norm) == ("CC0", True)
+    for change, words in (("epochs", "write key=value"), ("epohcs=3", "no such key: epohcs"), ("epochs=x", "'x'")):
+        with pytest.raises(SettingError, match=words):
+            read_recipe(path, [change])
+
+
+def test_what_is_to_be_segmented_cannot_be_trained(write):
+    with pytest.raises(SettingError, match=r"holds the job segment; to train it needs a table \[train\]"):
+        read_recipe(write(FULL))
+
+
+def test_pipelines_are_read_without_torch(write):
+    code = (
+        "import sys, geoseg, geoseg.train, geoseg.cli\n"
+        "from geoseg.pipeline import read_pipeline\n"
+        "read_pipeline(sys.argv[1])\n"
+        "try:\n    geoseg.cli.main(['train', '--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = ('torch', 'torchvision', 'rasterio', 'numpy', 'matplotlib', 'dask', 'geopandas')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", code, str(write(TRAIN))]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_pipelines_that_come_along_can_be_read():
+    folder = Path(__file__).resolve().parents[1] / "pipelines"
+    found = sorted(folder.glob("*.toml"))
+    assert found
+    for path in found:
+        name, _ = read_pipeline(path)
+        if name == "train":
+            read_recipe(path)

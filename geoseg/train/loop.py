@@ -64,7 +64,7 @@ class _Sums:
     """Running means of an epoch."""
 
     loss: float = 0.0
-    jaccard: float = 0.0
+    iou: float = 0.0
     steps: int = 0
 
 
@@ -190,7 +190,7 @@ class Trainer:
         for batch in loader:
             self._step(batch, sums)
         self.position.epoch = epoch
-        means = self.team.mean(torch.tensor([sums.loss, sums.jaccard], device=self.device) / max(sums.steps, 1))
+        means = self.team.mean(torch.tensor([sums.loss, sums.iou], device=self.device) / max(sums.steps, 1))
         if not self.team.leads:
             self.team.wait()
             return
@@ -223,7 +223,7 @@ class Trainer:
             self.average.update(self.net)
         self.position.step += 1
         sums.loss += value
-        sums.jaccard += float(parts.jaccard)
+        sums.iou += float(parts.iou)
         sums.steps += 1
         if self.team.leads:
             self.progress.advance(1, pixels=building.numel() * self.team.world)
@@ -322,9 +322,9 @@ class Trainer:
         position.scaler = self.scaler.state_dict()
         self.out.mkdir(parents=True, exist_ok=True)
         net, card = self.plain(), self.card()
-        save_model(self.out / LAST, net, card, half=False)
+        save_model(self.out / LAST, net, card, half=self.recipe.half)
         if best:
-            save_model(self.out / BEST, net, card, half=False)
+            save_model(self.out / BEST, net, card, half=self.recipe.half)
         _write_curve(self.out / CURVE, position.rows)
         draw_run(read_curve(self.out / CURVE), self.out / PICTURE)
         average = None if self.average is None else self.average.values
@@ -420,9 +420,14 @@ def _check_apart(tables: Tables, held: Tables) -> None:
 @contextmanager
 def _repeatable() -> Iterator[None]:
     """Take algorithms that give the same numbers every time, where there are such."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads memory before it is written, so that filling it first would only take time.
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled

@@ -23,7 +23,9 @@ class Parts(NamedTuple):
     entropy: Tensor
     """H, the mean binary cross-entropy of the counted pixels."""
     jaccard: Tensor
-    """J, the soft Jaccard index."""
+    """J in the form that the loss has."""
+    iou: Tensor
+    """The soft Jaccard index of the batch, whatever the form."""
 
 
 class JaccardLoss(nn.Module):
@@ -66,9 +68,8 @@ class JaccardLoss(nn.Module):
         probability = logits.sigmoid()
         both = probability * target * counts
         either = (probability + target) * counts - both
-        if self.form == "batch":
-            jaccard = (both.sum() + self.smooth) / (either.sum() + self.smooth)
-        else:
+        iou = jaccard = (both.sum() + self.smooth) / (either.sum() + self.smooth)
+        if self.form == "pixel":
             tiny = torch.finfo(torch.float32).tiny
             jaccard = ((both / either.clamp(min=tiny)).sum() + self.smooth) / (pixels + self.smooth)
-        return Parts(entropy - self.weight * jaccard.log(), entropy.detach(), jaccard.detach())
+        return Parts(entropy - self.weight * jaccard.log(), entropy.detach(), jaccard.detach(), iou.detach())

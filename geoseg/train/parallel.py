@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from geoseg import errors
 from geoseg.errors import SettingError, TrainingError
 from geoseg.predict import choose_device
 
@@ -77,15 +79,43 @@ def launch(processes: int, work: Callable[..., Any], *arguments: Any) -> list[An
         max_restarts=0,
     )
     try:
-        returned: dict[int, Any] = elastic_launch(config, work)(*arguments)
+        with _quiet():
+            returned: dict[int, Any] = elastic_launch(config, work)(*arguments)
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
         raise
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise TrainingError(f"process {rank} of {processes} failed: {failure.message}") from error
+        raise TrainingError(f"process {rank} of {processes} failed: {_told(failure)}") from error
     return [returned[rank] for rank in sorted(returned)]
+
+
+def _told(failure: Any) -> str:
+    """Return what a process said when it failed; of geoseg's own errors the message, of others all."""
+    said = failure.error_file_data.get("message")
+    if not isinstance(said, dict):
+        return str(failure.message)
+    kind, _, words = str(said.get("message")).partition(": ")
+    if issubclass(getattr(errors, kind, object), errors.GeosegError):
+        return words
+    return str(said.get("extraInfo", {}).get("py_callstack") or said.get("message")).strip()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's launcher from logging what the error says, too."""
+    names = ("elastic.multiprocessing.api", "elastic.agent.server.api")
+    loggers = [logging.getLogger(f"torch.distributed.{name}") for name in names]
+    loggers.append(logging.getLogger("torch.multiprocessing.spawn"))
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 @contextmanager

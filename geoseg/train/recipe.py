@@ -184,6 +184,8 @@ class Recipe:
     """CPU threads a process; by default what torch chooses."""
     workers: int | None = None
     """Processes that read crops; by default none on the CPU and up to eight a GPU."""
+    half: bool = False
+    """Model files in half precision, which halves them."""
     halo: int | None = None
     """For the model card: measured halo of this network, see ModelCard."""
     licence: str = ""
@@ -261,7 +263,7 @@ class Recipe:
     def deciding(self) -> dict[str, Any]:
         """Return all that decides the weights, as plain JSON values; where they go, and on what machine, does not."""
         content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for key in ("out", "name", "device", "threads", "workers", "halo", "licence", "description"):
+        for key in ("out", "name", "device", "threads", "workers", "half", "halo", "licence", "description"):
             content.pop(key)
         if self.schedule == "constant":
             # Under cosine the length is part of every step's learning rate.

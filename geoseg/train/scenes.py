@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import rasterio
 import shapely
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
@@ -139,7 +140,9 @@ def _side(scene: Scene) -> Side:
     if scene.polygons:
         side = _layer(scene.labels).on(scene.mosaic.geobox)
     else:
-        side = Raster(scene.labels, stack).on(scene.mosaic.geobox, "mask", scene.classes, scene.ignore)
+        # An open file ends the GDAL settings that it had to make for itself, which may be long after others were made.
+        with rasterio.Env():
+            side = Raster(scene.labels, stack).on(scene.mosaic.geobox, "mask", scene.classes, scene.ignore)
     _open[key] = stack, side
     while len(_open) > OPEN_LABELS:
         _open.popitem(last=False)[1][0].close()
