@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from geoseg.unet import Reach
 
-DEFAULT_MODEL = "unet11-buildings"
+DEFAULT_MODEL = "unet16-buildings"
 """The shipped model that is used when none is named."""
 
 SUFFIX = ".safetensors"

@@ -150,9 +150,28 @@ outline_options = options(
     ),
     click.option(
         "--square/--no-square",
-        default=False,
+        default=True,
         show_default=True,
-        help="Turn walls that are nearly parallel or at right angles until they are.",
+        help="Turn walls that are nearly parallel or at right angles until they are, or only straighten outlines.",
+    ),
+)
+
+postgis_options = options(
+    click.option(
+        "--postgis",
+        metavar="URL",
+        help="Write the footprints to a PostGIS database, too: postgresql://USER@HOST:PORT/DATABASE. A password is "
+        "better in PGPASSWORD or ~/.pgpass than in the URL.",
+    ),
+    click.option(
+        "--postgis-table", default="buildings", show_default=True, metavar="[SCHEMA.]TABLE", help="The table there."
+    ),
+    click.option(
+        "--postgis-mode",
+        type=click.Choice(["replace", "append"]),
+        default="replace",
+        show_default=True,
+        help="What becomes of the rows that are there: all make room, or only those of the very same run.",
     ),
 )
 
@@ -202,6 +221,9 @@ def main() -> None:
       geoseg segment ortho/ --out footprints
       geoseg segment 'tiles/*.tif' --out out --aoi district.gpkg --format parquet
     """
+    from geoseg.qgis.tied import end_with_parent
+
+    end_with_parent()
 
 
 @main.command()
@@ -211,6 +233,7 @@ def main() -> None:
 @work_options
 @outline_options
 @format_option
+@postgis_options
 @click.option("--fresh", is_flag=True, help="Forget what an earlier run left in DIR.")
 @progress_option
 @friendly
@@ -218,8 +241,8 @@ def segment(inputs: tuple[str, ...], out: str, **settings: Any) -> None:
     """Find the buildings in rasters.
 
     INPUT is any number of files, folders, globs or GDAL names (/vsicurl/…, /vsis3/…, .vrt); together they are one
-    mosaic. DIR gets mask.tif, probability.tif, buildings.gpkg, report.html and run.json. A run that was
-    interrupted goes on where it stopped when the same command is given again.
+    mosaic. DIR gets mask.tif, probability.tif, buildings.gpkg, project.qgz (for QGIS), report.html, item.json
+    (STAC) and run.json. A run that was interrupted goes on where it stopped when the same command is given again.
     """
     from geoseg.segment import segment as run
 
@@ -263,6 +286,7 @@ def plan(inputs: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     help="For probability rasters: from where a pixel is building. [default: 0.5]",
 )
 @outline_options
+@postgis_options
 @progress_option
 @friendly
 def polygonize(raster: str, out: str, **settings: Any) -> None:
@@ -274,6 +298,11 @@ def polygonize(raster: str, out: str, **settings: Any) -> None:
 
     count = polygonize_file(raster, out, **settings)
     click.echo(f"{count} buildings · {out}", err=True)
+    if settings["postgis"] is not None:
+        from geoseg.database import Destination
+
+        table = Destination.of(settings["postgis"], settings["postgis_table"])
+        click.echo(f"the same in {table.server}, table {table.name}", err=True)
 
 
 @main.command()
@@ -311,7 +340,7 @@ def polygonize(raster: str, out: str, **settings: Any) -> None:
     "--boundary-px",
     type=int,
     metavar="PX",
-    help="The same in pixels. [default: 2 % of each tile's diagonal, as published]",
+    help="The same in pixels. [default: 2 % of each tile's diagonal, as published; 1 m for outlines]",
 )
 @click.option("--gsd", type=float, metavar="M", help="Pixel size on the ground; needed for polygons on both sides.")
 @click.option(
@@ -663,6 +692,10 @@ def qgis_install(profile: str | None, profiles_folder: str | None) -> None:
     click.echo(made.folder)
     was = f" (was {made.replaced})" if made.replaced else ""
     click.echo(f"geoseg {__version__}{was} is in the QGIS profile {made.profile.name}; it runs {made.python}", err=True)
+    if not made.lasting:
+        click.echo(
+            f"but geoseg is not installed in it, only found in this folder: {made.python} -m pip install .", err=True
+        )
     click.echo(
         "Start QGIS anew, and tick geoseg once under Plugins ▸ Manage and Install Plugins ▸ Installed, "
         "or: qgis_process plugins enable geoseg",

@@ -17,6 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import geoseg
+from geoseg.delivery import (
+    POSTGIS,
+    Database,
+    destination_of,
+    name_of,
+    shown_settings,
+    without_password,
+    write_companions,
+)
 from geoseg.footprints import finish
 from geoseg.gallery import Drawn, Tally
 from geoseg.join import Joiner
@@ -58,10 +67,13 @@ def write_all(
         drawn = Drawn(planned, tally)
         paths = [out / f"buildings.{name}" for name in settings.format]
         rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square)
-        batches = finish(spool.batches(), mosaic.transform, mosaic.wkt, rules)
-        written = write_formats(paths, drawn.watch(batches), mosaic.wkt)
+        batches = finish(spool.batches(rules.beside_px), mosaic.transform, mosaic.wkt, rules)
+        destination = destination_of(settings)
+        database = None if destination is None else Database(destination, mosaic.wkt, name_of(planned, settings))
+        written = write_formats(paths, drawn.watch(batches), mosaic.wkt, also=database)
         timings["footprints"] = time.perf_counter() - clock
         progress.advance()
+    failures += database.failures if database else []
     run = _run_facts(planned, settings, computed, tally, timings, started)
     run["counts"] |= {"buildings": written.count, "building_area_m2": written.area_m2}
     run["failures"] = failures
@@ -71,6 +83,9 @@ def write_all(
         **{f"buildings_{name}": f"buildings.{name}" for name in settings.format},
         "report": "report.html",
     }
+    if database:
+        run["postgis"] = database.facts
+    write_companions(out, planned, settings, run)
     clock = time.perf_counter()
     overview, details = drawn.previews(out / "probability.tif")
     write_report(out / "report.html", run, overview, details, drawn.areas)
@@ -133,7 +148,7 @@ def _run_facts(
     identity = planned.identity
     return {
         "geoseg": geoseg.__version__,
-        "command": " ".join(["geoseg", *sys.argv[1:]]) if Path(sys.argv[0]).name == "geoseg" else "",
+        "command": _command(settings),
         "started": _iso(started),
         "finished": _iso(time.time()),
         "inputs": [{"path": source.name, "size": source.size} for source in mosaic.sources],
@@ -148,7 +163,7 @@ def _run_facts(
         },
         "model": {**json.loads(planned.card.to_json()), "sha256": identity["model"]},
         "settings": {
-            **asdict(settings),
+            **shown_settings(settings),
             "threshold": job.threshold,
             "scaling": asdict(job.scaling),
             "simplify_px": planned.simplify_px,
@@ -174,6 +189,12 @@ def _run_facts(
     }
 
 
+def _command(settings: Settings) -> str:
+    if Path(sys.argv[0]).name != "geoseg":
+        return ""
+    return without_password(" ".join(["geoseg", *sys.argv[1:]]), settings)
+
+
 def _iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -182,7 +203,7 @@ def summary(result: Result) -> list[str]:
     """Return the closing lines of a run: buildings, area, speed, where the files are, what failed."""
     run, out = result.run, result.out
     vectors = [name for key, name in run["outputs"].items() if key.startswith("buildings_")]
-    files = [*vectors, "report.html"]
+    files = [*vectors, *([run["outputs"]["project"]] if "project" in run["outputs"] else []), "report.html"]
     lines = []
     if run["rate_px_s"]:
         computed = run["counts"]["blocks_computed"]
@@ -192,13 +213,19 @@ def summary(result: Result) -> list[str]:
         f"{thousands(result.buildings)} buildings, {area_text(result.area_m2, run['mosaic']['crs'])} · "
         + " · ".join(str(out / name) for name in files)
     )
+    if "rows" in run.get("postgis", {}):
+        rows, table = thousands(run["postgis"]["rows"]), run["postgis"]["table"]
+        lines.append(f"{rows} rows in {run['postgis']['server']}, table {table}")
+    lines += [f"{name}: {reason}" for name, reason in run.get("left_out", {}).items()]
     if result.failures:
         lines += [f"{item.get('path') or item.get('block')}: {item['message']}" for item in result.failures[:5]]
         if len(result.failures) > 5:
             lines.append(f"… and {len(result.failures) - 5} more")
-        count = len({item.get("path") or item.get("block") for item in result.failures})
-        had = "1 input had errors" if count == 1 else f"{count} inputs or blocks had errors"
-        lines.append(f"{had}: see {out / 'run.json'}; run the same command again to retry")
+        names = {item.get("path") or item.get("block") for item in result.failures}
+        count = len(names - {POSTGIS})
+        had = ["1 input had errors" if count == 1 else f"{count} inputs or blocks had errors"] if count else []
+        had += [f"{POSTGIS} was not written"] if POSTGIS in names else []
+        lines.append(f"{', and '.join(had)}: see {out / 'run.json'}; run the same command again to retry")
     return lines
 
 

@@ -288,7 +288,14 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Workers", say.text(run.get("workers"))),
         ("Device, precision", f"{say.text(run.get('device'))}, {say.text(run.get('precision'))}"),
         ("Halo, taper", ", ".join(say.pixels(run.get(key)) for key in ("halo", "taper"))),
+        *([("PostGIS", _postgis(run["postgis"]))] if _mapping(run.get("postgis")) else []),
     ]
+
+
+def _postgis(facts: Any) -> str:
+    rows = say.number(_get(facts, "rows"))
+    table = f"{say.text(_get(facts, 'server'))}, table {say.text(_get(facts, 'table'))}"
+    return f"{say.count(rows)} rows in {table}" if rows is not None else f"not written to {table}"
 
 
 def _pairs(value: Any) -> list[tuple[str, str]]:
@@ -350,6 +357,8 @@ _MEANINGS = {
     ".geojson": "building footprints as GeoJSON",
     "mask.tif": "building mask, 255 = building",
     "probability.tif": "probability of building, 255 = 1.0",
+    "project.qgz": "QGIS project: imagery and results, styled",
+    "item.json": "STAC item, for catalogues",
     "report.html": "this page",
     "run.json": "everything on this page, for programs",
 }

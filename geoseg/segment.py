@@ -219,7 +219,8 @@ def segment(
 
     Args:
         inputs: Files, folders, globs or GDAL names; all together are one mosaic.
-        out: Folder for ``mask.tif``, ``probability.tif``, ``buildings.gpkg``, ``report.html``, ``run.json``.
+        out: Folder for ``mask.tif``, ``probability.tif``, ``buildings.gpkg``, ``project.qgz``, ``report.html``,
+            ``item.json``, ``run.json``.
         progress: ``auto``, ``bar``, ``json``, ``none``, or an object; by default the setting.
         **settings: See :class:`Settings`.
 
@@ -233,12 +234,14 @@ def segment(
     shown = progress if isinstance(progress, Progress) else open_progress(progress or chosen.progress)
     started = time.time()
     from geoseg import finish
+    from geoseg.delivery import check_database
     from geoseg.vector import check_format
 
     planned = plan(inputs, chosen)
     _check_out(planned, Path(out))
     for name in chosen.format:
         check_format(name, planned.mosaic.wkt)
+    check_database(chosen, planned.mosaic.wkt)
     with shown, Journal(Path(out)) as journal:
         shown.say(planned.headline)
         for note in planned.notes:

@@ -15,7 +15,7 @@ import json
 import math
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,11 +147,16 @@ def write_buildings(
     return tally.result()
 
 
-def write_formats(paths: Sequence[Path | str], batches: Iterable[Footprints], crs: Any) -> Written:
+def write_formats(
+    paths: Sequence[Path | str],
+    batches: Iterable[Footprints],
+    crs: Any,
+    also: Callable[[Iterator[Footprints]], object] | None = None,
+) -> Written:
     """Write the same footprints to several files, formats by their endings.
 
     ``batches`` is gone through once: between the files the footprints wait in a temporary file
-    beside the first.
+    beside the first. When the files are there, ``also`` gets the same footprints.
 
     Raises:
         SettingError: no path is given, or see :func:`write_buildings`.
@@ -161,7 +166,7 @@ def write_formats(paths: Sequence[Path | str], batches: Iterable[Footprints], cr
         raise SettingError("at least one vector file must be named")
     for path in paths:
         check_format(format_of(path), crs)
-    if len(paths) == 1:
+    if len(paths) == 1 and also is None:
         return write_buildings(paths[0], batches, crs)
     first, *others = (Path(path) for path in paths)
     with scratch(first.with_name(f"{first.name}.spool")) as folder:
@@ -170,6 +175,8 @@ def write_formats(paths: Sequence[Path | str], batches: Iterable[Footprints], cr
             written = write_buildings(first, _copied(batches, stream), crs)
         for path in others:
             write_buildings(path, _spooled(spool), crs)
+        if also is not None:
+            also(_spooled(spool))
     return written
 
 

@@ -140,7 +140,8 @@ def test_segment(city: Path, narrow_model: Path, tmp_path: Path) -> None:
     assert str(out / "buildings.gpkg") in lines[-1]
     assert str(out / "report.html") in lines[-1]
     assert {path.name for path in out.iterdir()} == {
-        ".geoseg", "mask.tif", "probability.tif", "buildings.gpkg", "buildings.geojson", "report.html", "run.json",
+        ".geoseg", "mask.tif", "probability.tif", "buildings.gpkg", "buildings.geojson", "project.qgz", "item.json",
+        "report.html", "run.json",
     }  # fmt: skip
     again = geoseg_(*arguments, "--format", "geojson", "--threshold", "0.6", "--progress", "json")
     assert again.exit_code == 0

@@ -294,6 +294,19 @@ def test_summary_of_failures() -> None:
     assert lines[-1].startswith("7 inputs or blocks had errors")
 
 
+def test_summary_of_deliveries() -> None:
+    stored = {"server": "postgresql://me@db/gis", "table": "city.buildings", "rows": 1234}
+    lines = summary(result_of([], postgis=stored, left_out={"item.json": "no reference system"}))
+    assert lines[2:] == [
+        "1\u202f234 rows in postgresql://me@db/gis, table city.buildings",
+        "item.json: no reference system",
+    ]
+    refused = {"path": "PostGIS", "message": "no permission"}
+    assert summary(result_of([refused]))[-1].startswith("PostGIS was not written: see ")
+    both = summary(result_of([refused, {"path": "a.tif", "message": "broken"}]))
+    assert both[-1].startswith("1 input had errors, and PostGIS was not written: see ")
+
+
 def test_numbers_in_words() -> None:
     assert [thousands(n) for n in (0, 999, 1000, 1_234_567)] == ["0", "999", "1\u202f000", "1\u202f234\u202f567"]
     assert area_text(99_000, "EPSG:4326") == "99\u202f000 m²"

@@ -79,10 +79,10 @@ def test_relative_means_the_file_not_the_working_folder(write, monkeypatch, tmp_
 
 
 def test_one_input_may_stand_alone_and_shipped_models_have_names(write):
-    path = write('[segment]\ninputs = "ortho"\nout = "o"\nmodel = "unet11-buildings"')
+    path = write('[segment]\ninputs = "ortho"\nout = "o"\nmodel = "unet16-buildings"')
     _, table = read_pipeline(path)
     assert table["inputs"] == [str(path.parent / "ortho")]
-    assert table["model"] == "unet11-buildings"
+    assert table["model"] == "unet16-buildings"
     path.write_text('[segment]\ninputs = "ortho"\nout = "o"\nmodel = "mine.safetensors"')
     assert read_pipeline(path)[1]["model"] == str(path.parent / "mine.safetensors")
 
@@ -175,7 +175,7 @@ TRAIN = """
 [train]
 out = "../runs/mine"
 init = "checkpoint"
-weights = "unet11-buildings"
+weights = "unet16-buildings"
 epochs = 3
 augment = { turn = true, scale = [0.5, 2] }
 
@@ -204,7 +204,7 @@ def test_a_recipe_with_paths_beside_the_file(write):
     path = write(TRAIN)
     here, recipe = path.parent, read_recipe(path)
     assert recipe.out == str(here / "../runs/mine")
-    assert recipe.weights == "unet11-buildings"
+    assert recipe.weights == "unet16-buildings"
     assert recipe.augment == Augment(turn=True, scale=(0.5, 2.0))
     (learnt,), (held,) = recipe.data, recipe.validate
     assert learnt.images == (str(here / "tiles/*.tif"), "/data/more")
@@ -215,7 +215,7 @@ def test_a_recipe_with_paths_beside_the_file(write):
 
 @pytest.mark.parametrize("weights", ["mine.safetensors", "vgg11.pth", "folder/vgg11", "vgg11-0.3"])
 def test_weights_are_a_shipped_name_or_a_file_beside(write, weights):
-    path = write(TRAIN.replace("unet11-buildings", weights))
+    path = write(TRAIN.replace("unet16-buildings", weights))
     if weights == "vgg11-0.3":
         # A dot does not make a file of a name.
         assert read_recipe(path).weights == weights

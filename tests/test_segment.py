@@ -38,7 +38,9 @@ from geoseg.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PIXEL_EDGES = {"simplify": 0.0, "min_area": 0.0, "min_hole": 0.0}
-CONTRACT = {"mask.tif", "probability.tif", "buildings.gpkg", "report.html", "run.json"}
+CONTRACT = {
+    "mask.tif", "probability.tif", "buildings.gpkg", "project.qgz", "item.json", "report.html", "run.json",
+}  # fmt: skip
 
 
 class Heard(Progress):

@@ -143,6 +143,13 @@ def test_parquet_gathers_no_more_than_a_row_group(tmp_path: Path, monkeypatch: p
     write_buildings(path, finish(outlines(450), UTM, CRS_NAME), CRS_NAME)
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(i).num_rows for i in range(5)] == [100] * 4 + [50]
+    # By these DuckDB and others pass over the groups that a query cannot need.
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    west = [metadata.row_group(i).column(names.index("bbox.xmin")).statistics for i in range(5)]
+    assert [(one.min, one.max) for one in west] == [
+        (500_000 + 10 * first, 500_000 + 10 * last)
+        for first, last in ((0, 99), (100, 199), (200, 299), (300, 399), (400, 449))
+    ]
 
 
 def test_all_formats_in_one_go(tmp_path: Path) -> None:
@@ -157,6 +164,24 @@ def test_all_formats_in_one_go(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
     assert write_formats(paths[:1], iter(footprints(3)), CRS_NAME).count == 3
     assert write_formats(paths, iter(()), CRS_NAME).count == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_another_taker_gets_the_same_when_the_files_are_there(tmp_path: Path, count: int) -> None:
+    paths = [tmp_path / f"buildings.{format}" for format in FORMATS[:count]]
+    taken: list[Footprints] = []
+
+    def take(batches: Iterator[Footprints]) -> None:
+        assert all(path.exists() for path in paths)
+        taken.extend(batches)
+
+    assert write_formats(paths, iter(footprints()), CRS_NAME, also=take).count == 10
+    found, expected = joined(taken), joined(footprints())
+    assert found.geometry.geom_equals_exact(expected.geometry, 0).all()
+    assert found[ATTRIBUTES].equals(expected[ATTRIBUTES])
+    write_formats(paths, iter(()), CRS_NAME, also=lambda batches: taken.extend(batches))
+    assert len(joined(taken)) == 10
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 # --- GeoPackage ---
