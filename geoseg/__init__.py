@@ -18,6 +18,8 @@ The flow, one way, one module a stage::
 * :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
 * :mod:`geoseg.block` is what a worker does; :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the
   files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows, :mod:`geoseg.cli` has the commands.
+* :mod:`geoseg.delivery` hands results on: :mod:`geoseg.postgis` (at :mod:`geoseg.database`) to a database,
+  :mod:`geoseg.stac` to catalogues, :mod:`geoseg.project` (with :mod:`geoseg.vrt`, :mod:`geoseg.style`) to QGIS.
 * :mod:`geoseg.vectorise` takes rasters that are already there to polygons.
 * :mod:`geoseg.train` learns, from masks or from polygons as drawn in QGIS; :mod:`geoseg.exporting` hands networks to
   other programs, :mod:`geoseg.foreign` and :mod:`geoseg.runtimes` run those of others.

@@ -93,4 +93,4 @@ def drawing(out: str | Path, size: tuple[float, float], dpi: float = 150) -> Ite
         FigureCanvasAgg(figure)
         yield figure
         with replacing(path) as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=_NOTHING_OF_TODAY[suffix])
+            figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=_NOTHING_OF_TODAY[suffix] or None)

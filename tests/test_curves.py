@@ -320,3 +320,11 @@ def test_drawing_needs_no_display_and_no_pyplot(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, cwd=root)
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf", "jpg"])
+def test_every_kind_of_picture_can_be_written(tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"curves.{ending}"
+    draw_run(run("a", {1: 0.5, 2: 0.6}), out)
+    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "jpg": b"\xff\xd8\xff"}
+    assert out.read_bytes().startswith(begins[ending])
