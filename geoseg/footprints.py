@@ -57,6 +57,9 @@ class Rules:
     """Smaller holes are filled."""
     simplify: Callable[[Polygons], Polygons] | None = field(default=None, compare=False)
     """Takes and returns polygons in pixels, one for one; an empty one drops the building."""
+    beside_px: int | None = None
+    """How near a building may be to have a say in how another is simplified; None where each stands for itself. What
+    ``simplify`` takes then begins with a batch, and the buildings near it that belong to others follow."""
 
     def __post_init__(self) -> None:
         for name in ("min_area_m2", "min_hole_m2"):
@@ -110,12 +113,19 @@ def _filtered(batch: Outlines, affine: Affine, ruler: Ruler, rules: Rules) -> Ou
     """Fill small holes and drop small buildings, by the area of their pixels."""
     if not len(batch) or not (rules.min_area_m2 or rules.min_hole_m2):
         return batch
-    pixel = _pixel_areas(batch.polygons, affine, ruler)
-    polygons = batch.polygons
+    polygons, large = _large(batch.polygons, affine, ruler, rules)
+    beside, stands = _large(batch.beside, affine, ruler, rules)
+    return Outlines(polygons, batch.pixels, batch.probability_sum, beside[stands])[large]
+
+
+def _large(polygons: Polygons, affine: Affine, ruler: Ruler, rules: Rules) -> tuple[Polygons, NDArray[np.bool_]]:
+    """Return the polygons without small holes, and which are large enough."""
+    if not len(polygons):
+        return polygons, np.zeros(0, bool)
+    pixel = _pixel_areas(polygons, affine, ruler)
     if rules.min_hole_m2:
         polygons = _without_small_holes(polygons, rules.min_hole_m2 / pixel)
-    large = ~(shapely.area(polygons) * pixel < rules.min_area_m2)
-    return Outlines(polygons, batch.pixels, batch.probability_sum)[large]
+    return polygons, ~(shapely.area(polygons) * pixel < rules.min_area_m2)
 
 
 def _pixel_areas(polygons: Polygons, affine: Affine, ruler: Ruler) -> NDArray[np.float64]:
@@ -146,9 +156,11 @@ def _without_small_holes(polygons: Polygons, smallest: NDArray[np.float64]) -> P
 def _simplified(batch: Outlines, rules: Rules) -> Outlines:
     if rules.simplify is None or not len(batch):
         return batch
-    polygons = rules.simplify(batch.polygons)
-    if len(polygons) != len(batch):
-        raise SettingError(f"simplifying {len(batch)} outlines gave {len(polygons)}")
+    given = np.concatenate([batch.polygons, batch.beside])
+    polygons = rules.simplify(given)
+    if len(polygons) != len(given):
+        raise SettingError(f"simplifying {len(given)} outlines gave {len(polygons)}")
+    polygons = polygons[: len(batch)]
     simple = Outlines(polygons, batch.pixels, batch.probability_sum)
     return simple[~shapely.is_empty(polygons)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ CORE = 1536
 FORMATS = ("gpkg", "fgb", "parquet", "geojson")
 
 _KINDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
-    "text": ((str,), ("model", "aoi", "scheduler", "device", "precision", "progress")),
+    "text": ((str,), ("model", "aoi", "scheduler", "device", "precision", "progress", "postgis_table", "postgis_mode")),
     "a whole number": ((int,), ("core", "cell", "taper", "workers")),
     "a number": ((int, float), ("threshold", "gsd", "min_area", "min_hole", "simplify")),
     "true or false": ((bool,), ("tta", "square", "fresh")),
@@ -66,10 +66,16 @@ class Settings:
     """Holes smaller than this many square metres are closed."""
     simplify: float | None = None
     """Tolerance of the outlines' simplification in metres, 0 for pixel edges; None for one pixel."""
-    square: bool = False
-    """Turn walls that are nearly parallel or at right angles until they are."""
+    square: bool = True
+    """Straighten walls as wholes, and turn those that are nearly parallel or at right angles until they are."""
     format: tuple[str, ...] = ("gpkg",)
     """Vector formats to write, of ``gpkg``, ``fgb``, ``parquet`` and ``geojson``."""
+    postgis: str | None = field(default=None, repr=False)
+    """A PostgreSQL database that gets the footprints, too: ``postgresql://USER@HOST/DATABASE``."""
+    postgis_table: str = "buildings"
+    """``TABLE`` or ``SCHEMA.TABLE`` in that database."""
+    postgis_mode: str = "replace"
+    """``replace`` the table's rows, or ``append`` to them."""
     fresh: bool = False
     """Forget the blocks that an earlier run left in the output folder."""
     progress: str = "auto"
@@ -86,6 +92,8 @@ class Settings:
             if isinstance(value := getattr(self, name), Path):
                 object.__setattr__(self, name, str(value))
         self._check_types()
+        if not isinstance(self.postgis, str | None):
+            raise SettingError("postgis must be text")  # which may hold a password, so it is not quoted
         _between("threshold", self.threshold, 0, 1)
         for name in ("min_area", "min_hole", "simplify"):
             _between(name, getattr(self, name), 0, np.inf, closed=True)

@@ -6,10 +6,11 @@ order of their first pixel, so numbers and files do not depend on the cut.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ BATCH = 4096
 """Buildings handled at once, unless …"""
 BATCH_BYTES = 32 * 2**20
 """… their outlines take more than this before."""
+LARGE = 4096
+"""Pixels along a side. What is larger is no building but many in one, and not asked what stands beside it, which could
+be all the others."""
 
 
 class Building(Protocol):
@@ -51,9 +55,13 @@ class Building(Protocol):
         """``(row, column)`` of the first pixel, row by row; no two buildings share it."""
 
 
+def _nothing() -> Polygons:
+    return np.empty(0, object)
+
+
 @dataclass(frozen=True, eq=False)
 class Outlines:
-    """A batch of buildings in pixels; three arrays of one length."""
+    """A batch of buildings in pixels; three arrays of one length, and what stands beside them."""
 
     polygons: Polygons
     """x = column, y = row; pixel (r, c) covers [c, c + 1] × [r, r + 1]."""
@@ -61,6 +69,8 @@ class Outlines:
     """Number of pixels of each."""
     probability_sum: NDArray[np.int64]
     """Sum of the pixels' 8-bit probabilities (255 = 1.0)."""
+    beside: Polygons = field(default_factory=_nothing)
+    """Buildings of other batches that stand near these; of any number."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.polygons), len(self.pixels), len(self.probability_sum)}
@@ -71,7 +81,7 @@ class Outlines:
         return len(self.polygons)
 
     def __getitem__(self, index: NDArray[np.bool_]) -> Outlines:
-        return Outlines(self.polygons[index], self.pixels[index], self.probability_sum[index])
+        return Outlines(self.polygons[index], self.pixels[index], self.probability_sum[index], self.beside)
 
     @classmethod
     def of(cls, buildings: Iterable[Building]) -> Outlines:
@@ -116,7 +126,8 @@ class Spool:
                 "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
                 "PRAGMA cache_size=-32768;"
                 "CREATE TABLE building"
-                "(key INTEGER PRIMARY KEY, outline BLOB, pixels INTEGER, probability_sum INTEGER);"
+                "(key INTEGER PRIMARY KEY, outline BLOB, pixels INTEGER, probability_sum INTEGER,"
+                " x0 INTEGER, y0 INTEGER, x1 INTEGER, y1 INTEGER);"
             )
 
     def __enter__(self) -> Self:
@@ -151,25 +162,38 @@ class Spool:
             with self._explained():
                 self._database.execute("BEGIN")
                 try:
-                    self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?)", rows)
+                    self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 except sqlite3.IntegrityError as error:
                     raise SettingError("two buildings have the same first pixel") from error
                 self._database.execute("COMMIT")
 
-    def _rows(self, buildings: list[Building]) -> Iterator[tuple[int, bytes, int, int]]:
-        outlines = shapely.to_wkb(polygons_array([one.polygon for one in buildings]))
-        for one, outline in zip(buildings, outlines, strict=True):
+    def _rows(self, buildings: list[Building]) -> Iterator[tuple[int, bytes, int, int, int, int, int, int]]:
+        polygons = polygons_array([one.polygon for one in buildings])
+        outlines, boxes = shapely.to_wkb(polygons), shapely.bounds(polygons)
+        boxes[:, 2:] = np.ceil(boxes[:, 2:])
+        for one, outline, box in zip(buildings, outlines, boxes.tolist(), strict=True):
             row, col = one.first
             if row < 0 or not 0 <= col < self._width:
                 raise SettingError(f"pixel {one.first} is not in a mosaic of {self._width} columns")
             key = int(row) * self._width + int(col)
-            yield key, outline, int(one.pixels), int(one.probability_sum)
+            x0, y0, x1, y1 = map(math.floor, box)
+            yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1
 
-    def batches(self) -> Iterator[Outlines]:
-        """Yield all buildings in the order of their first pixels; may be called again."""
+    def batches(self, beside: int | None = None) -> Iterator[Outlines]:
+        """Yield all buildings in the order of their first pixels; may be called again.
+
+        Args:
+            beside: also give each batch the buildings of others whose boxes come within so many pixels of the box of
+                one of its own (but see :data:`LARGE`); None for no such buildings.
+        """
         with self._explained():
-            cursor = self._database.execute("SELECT outline, pixels, probability_sum FROM building ORDER BY key")
-        rows: list[tuple[bytes, int, int]] = []
+            if beside is not None:
+                self._database.executescript(
+                    "DROP TABLE IF EXISTS box; CREATE VIRTUAL TABLE box USING rtree_i32(key, x0, x1, y0, y1);"
+                    "INSERT INTO box SELECT key, x0, x1, y0, y1 FROM building;"
+                )
+            cursor = self._database.execute("SELECT key, outline, pixels, probability_sum FROM building ORDER BY key")
+        rows: list[tuple[int, bytes, int, int]] = []
         size = 0
         while True:
             with self._explained():
@@ -177,12 +201,26 @@ class Spool:
             if row is None:
                 break
             rows.append(row)
-            size += len(row[0])
+            size += len(row[1])
             if len(rows) == BATCH or size > BATCH_BYTES:
-                yield _unpacked(rows)
+                yield self._batch(rows, beside)
                 rows, size = [], 0
         if rows:
-            yield _unpacked(rows)
+            yield self._batch(rows, beside)
+
+    def _batch(self, rows: list[tuple[int, bytes, int, int]], beside: int | None) -> Outlines:
+        keys, outlines, pixels, sums = zip(*rows, strict=True)
+        others: list[tuple[bytes]] = []
+        if beside is not None:
+            near = {"first": keys[0], "last": keys[-1], "reach": beside, "large": LARGE}
+            with self._explained():
+                others = self._database.execute(_BESIDE, near).fetchall()
+        return Outlines(
+            shapely.from_wkb(np.array(outlines, object)),
+            np.array(pixels, np.int64),
+            np.array(sums, np.int64),
+            polygons_array(shapely.from_wkb([outline for (outline,) in others])),
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -192,10 +230,13 @@ class Spool:
             raise OutputError(f"{self._path}: temporary file cannot be written: {error}") from error
 
 
-def _unpacked(rows: list[tuple[bytes, int, int]]) -> Outlines:
-    outlines, pixels, sums = zip(*rows, strict=True)
-    return Outlines(
-        shapely.from_wkb(np.array(outlines, object)),
-        np.array(pixels, np.int64),
-        np.array(sums, np.int64),
-    )
+_BESIDE = """
+SELECT outline FROM building WHERE key IN (
+    SELECT box.key FROM building AS own CROSS JOIN box
+    ON box.x0 <= own.x1 + :reach AND box.x1 >= own.x0 - :reach
+    AND box.y0 <= own.y1 + :reach AND box.y1 >= own.y0 - :reach
+    WHERE own.key BETWEEN :first AND :last AND own.x1 - own.x0 <= :large AND own.y1 - own.y0 <= :large
+    AND box.key NOT BETWEEN :first AND :last
+) ORDER BY key
+"""
+"""The outlines near those of a batch; CROSS JOIN keeps SQLite from going through all boxes first."""

@@ -1,32 +1,22 @@
 """Square up the outlines of whole buildings: walls that are nearly at right angles become exactly so.
 
-Meant for outlines that :func:`geoseg.outline.simplify` has straightened. Each building is looked at alone: a result
-depends neither on its neighbours nor on which buildings come in the same call.
+Each building is looked at alone: a result depends neither on its neighbours nor on which buildings come in the same
+call. What neighbours then do to each other is the matter of :mod:`geoseg.neighbours`.
 
-1. **Direction.** The walls' angles modulo 90°, weighted by length, have their peak at the building's direction: the
-   *statistical weighting* of walls of Duchêne et al. (Quantitative and qualitative description of building orientation,
-   ICA workshop on generalisation, Paris 2003), refined by the circular mean round the peak. Building Regulariser (as
-   published in 2025) takes the longest edge instead, which one long diagonal wall is enough to mislead.
-2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the two directions, the building
-   is round or irregular and stays as it is.
+1. **Walls.** :mod:`geoseg.walls` finds the walls in the outline, fits a line to each, and the building's direction.
+2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, the
+   building is round or irregular, and its walls keep the lines that were fitted.
 3. **Snap.** A wall nearly along a direction is turned onto it through its middle. A long wall clearly off is a diagonal
    wall and keeps its line. A short edge askew is a cut corner and goes. Parallel neighbours nearer than the tolerance
    become one wall, others are joined by a perpendicular, everything else by intersection. Turning edges about their
    middles and reconnecting them so is the method of Building Regulariser, after RS-building-regularization; geoai's
-   ``orthogonalize`` aims at the same. None of their code is used. Lokhat and Touya (Journal of Spatial Information
-   Science 13, 2016, https://doi.org/10.5311/JOSIS.2016.13.276) square by least squares over all vertices at once.
+   ``orthogonalize`` aims at the same. None of their code is used; they take a wall's place from two of its points,
+   here it is the mean of all. Lokhat and Touya (Journal of Spatial Information Science 13, 2016,
+   https://doi.org/10.5311/JOSIS.2016.13.276) square by least squares over all vertices at once.
 4. **Check.** Where the new outline strays from the old one, the walls there are left as they were and the rest is done
    again; a result that is invalid or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the
-   tolerance. What does not succeed in :data:`ATTEMPTS` is given up, and the building stays as it is.
-
-**Neighbours may overlap.** ``simplify`` keeps every building to its own ground; turning a wall about its middle moves
-one half of it outward, and a cut corner grows back, each by up to the tolerance (or one pixel, if that is more).
-Buildings less than twice that apart can come to overlap in a thin wedge. It is rare but not ruled out: of 6083
-buildings of a dense town (Accra at 0.3 m) 40 did at a tolerance of one pixel, by at most 0.6 pixels of area each and
-3e-7 of the whole; at three pixels it was 241, and 2e-5.
-
-**Blunt corners.** The pixels of a building at 45° can lack the tip of a corner by more than one pixel. With a
-tolerance of 1 such a tip stays blunt, one corner in thirty; with 1.5 it comes back.
+   tolerance. What does not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found,
+   joined by straight lines, or, if that would change its area by twice as much, stays as it is.
 """
 
 from __future__ import annotations
@@ -39,6 +29,7 @@ import shapely
 from numpy.typing import NDArray
 
 from geoseg.errors import SettingError
+from geoseg.walls import MAX_ANGLE, Walls, find_walls
 
 Polygons = NDArray[np.object_]
 Bools = NDArray[np.bool_]
@@ -47,19 +38,25 @@ Index = NDArray[np.int64]
 Point = tuple[float, float]
 Vertex = tuple[Point, int, int]
 
-MAX_ANGLE = 20.0
-"""Degrees by which a wall may be off the building's direction and still belong to it."""
-MIN_SHARE = 0.7
+MIN_SHARE = 0.5
 """Share of an outline that must run along the two directions for the building to be squared."""
 MAX_AREA_CHANGE = 0.05
 """Share of its area by which squaring may change a building."""
+MAX_DIFFERENCE = 0.13
+"""Share of its area in which a small building's new and old outlines may differ. A disc and a square of one size differ
+in 0.18, but for a disc of a few pixels the tolerance alone would not tell."""
+SMALL = 50.0
+"""Squares of the reach; where the tip of a square as large as a disc is farther from it, the reach tells."""
 CUT = 4.0
 """Tolerances; how long an edge askew may be to be a corner cut by the pixel grid, not a wall. All edges cut at a corner
 may be twice as long together. Whether it was one is seen from the result: a true cut leaves the corner too far off."""
-ATTEMPTS = 8
+REACH = 1.5
+"""Tolerances that new and old outline may be apart."""
+ATTEMPTS = 4
 """How often a building is tried, each time with more of its edges left alone, or half the tolerance."""
-BINS = 30
-"""Directions tried in 90° to find the peak."""
+GRID = 2.0**-20
+"""Pixels that new coordinates are multiples of, so that moving an outline by whole pixels rounds nothing: what is valid
+in one place is valid in any."""
 EPSILON = 1e-9
 """Pixels of rounding."""
 
@@ -68,16 +65,15 @@ _ALONG_U, _ALONG_V, _FREE, _CUT = range(4)
 
 
 def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
-    """Return squared outlines: one each, valid, none empty, with as many holes as before.
+    """Return squared outlines: one each, valid, none empty, with as many holes as before or as they were.
 
-    No guarantee that neighbours stay apart; see the module.
+    No guarantee that neighbours stay apart; see :mod:`geoseg.neighbours`.
 
     Args:
-        polygons: ``(n,)`` array of valid polygons in pixels (x = column, y = row), as they come from
-            :func:`geoseg.outline.simplify`.
-        tolerance_px: how far, in pixels, a wall's end may move when its wall is turned, and how far apart parallel
-            walls may be to become one. No vertex of the new outline is farther from the old one, nor the other way
-            round, than this or one pixel, whichever is more. 0 changes nothing.
+        polygons: ``(n,)`` array of valid polygons in pixels (x = column, y = row), such as pixel outlines.
+        tolerance_px: how far, in pixels, a wall may be from the outline it stands for, and how far apart parallel walls
+            may be to become one. No corner of the new outline is farther from the old one, nor a corner found in the
+            old one from the new, than :func:`reach_of` says. 0 changes nothing.
 
     Raises:
         SettingError: the tolerance is negative or not a number.
@@ -87,25 +83,48 @@ def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
     result: Polygons = np.array(polygons, dtype=object)
     if not len(result) or tolerance_px == 0:
         return result
-    before = shapely.normalize(shapely.remove_repeated_points(result))
-    walls = _walls(before)
+    corner = np.floor(shapely.bounds(result)[:, :2])
+    return _moved(_squared_at_origin(_moved(shapely.remove_repeated_points(result), -corner), tolerance_px), corner)
+
+
+def _moved(polygons: Polygons, by: Floats) -> Polygons:
+    sizes = shapely.get_num_coordinates(polygons)
+    return np.asarray(shapely.transform(polygons, lambda xy: xy + np.repeat(by, sizes, axis=0)), dtype=object)
+
+
+def _squared_at_origin(polygons: Polygons, tolerance_px: float) -> Polygons:
+    """Do the work, where digits are many and the same wherever a building stands."""
+    before = shapely.normalize(polygons)
+    result = before.copy()
+    walls = find_walls(before, tolerance_px)
     area = shapely.area(before)
-    reach = max(tolerance_px, 1.0) + EPSILON
+    left = np.ones(len(result), bool)
+    reach = reach_of(tolerance_px) + EPSILON
     tolerance = np.full(len(result), float(tolerance_px))
-    stays = np.zeros(len(walls.uv), bool)
-    todo = np.flatnonzero(walls.share >= MIN_SHARE)
+    # Where a building is round or irregular, its walls keep their own lines.
+    stays = (walls.share < MIN_SHARE)[walls.owner]
     known: dict[int, list[Vertex]] = {}
+    todo = np.arange(len(result))
     for _ in range(ATTEMPTS):
         if not len(todo):
             break
-        todo, after, sources = _squared(before, walls, todo, tolerance, stays, known)
+        todo, after, sources = _squared(walls, todo, tolerance, stays, known)
         sound = shapely.is_valid(after) & (np.abs(shapely.area(after) - area[todo]) <= MAX_AREA_CHANGE * area[todo])
+        small = np.flatnonzero(sound & (area[todo] <= SMALL * reach**2))
+        common = shapely.area(shapely.intersection(before[todo[small]], after[small]))
+        differs = shapely.area(after[small]) + area[todo[small]] - 2 * common > MAX_DIFFERENCE * area[todo[small]]
+        sound[small[differs]] = False
+        # Such a building is round: its walls keep their lines, unless they do already.
+        round_ = todo[small[differs]]
+        newly = ~_all_stay(walls, stays)[round_]
         strays = _strays(walls, before[todo], after, todo, sources, stays, reach)
         far = np.bincount(np.searchsorted(todo, walls.owner[strays]), minlength=len(todo)) > 0
         good = sound & ~far
         result[todo[good]] = shapely.normalize(after[good])
+        left[todo[good]] = False
         stays[strays] = True
-        tolerance[todo[~far]] /= 2
+        stays[np.isin(walls.owner, round_)] = True
+        tolerance[todo[~far & ~np.isin(todo, round_[newly])]] /= 2
         begin, end = walls.polygon_begin[todo[~far]], walls.polygon_begin[todo[~far] + 1]
         outdated = (np.searchsorted(walls.ring_begin, strays, side="right") - 1).tolist()
         for pair in zip(begin.tolist(), end.tolist(), strict=True):
@@ -113,11 +132,25 @@ def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
         for ring in outdated:
             known.pop(ring, None)
         todo = todo[~good]
+    coarse, old = walls.coarse[left], before[left]
+    close = np.abs(shapely.area(coarse) - area[left]) <= 2 * MAX_AREA_CHANGE * area[left]
+    close &= shapely.hausdorff_distance(shapely.boundary(old), shapely.boundary(coarse)) <= reach
+    result[np.flatnonzero(left)[close]] = shapely.normalize(coarse[close])
     return result
 
 
+def reach_of(tolerance_px: float) -> float:
+    """Return how far, in pixels, squared outlines may be from those they stand for."""
+    return max(REACH * tolerance_px, 1.0)
+
+
+def _all_stay(walls: Walls, stays: Bools) -> Bools:
+    """Say of which polygons all walls keep their lines."""
+    return np.bincount(walls.owner, ~stays, len(walls.direction)) == 0
+
+
 def _strays(
-    walls: _Walls, before: Polygons, after: Polygons, todo: Index, sources: Index, stays: Bools, reach: float
+    walls: Walls, before: Polygons, after: Polygons, todo: Index, sources: Index, stays: Bools, reach: float
 ) -> Index:
     """Return the edges to leave alone, because old and new outline are too far apart where they are.
 
@@ -130,7 +163,7 @@ def _strays(
     chosen[todo] = True
     mine = np.flatnonzero(chosen[walls.owner])
     place = np.searchsorted(todo, walls.owner[mine])
-    lost = mine[~shapely.dwithin(new[place], shapely.points(walls.xy[mine]), reach)]
+    lost = mine[~shapely.dwithin(new[place], shapely.points(walls.corner[mine]), reach)]
     rings, owner = shapely.get_rings(after, return_index=True)
     xy, ring = shapely.get_coordinates(rings, return_index=True)
     vertex = np.append(ring[1:] == ring[:-1], np.zeros(min(len(ring), 1), bool))
@@ -147,125 +180,21 @@ def _strays(
     return np.unique(np.concatenate(found))
 
 
-def _shorter(walls: _Walls, stays: Bools, pairs: Index) -> Index:
+def _shorter(walls: Walls, stays: Bools, pairs: Index) -> Index:
     """Return of each pair of edges the shorter that is not left alone already."""
     length = walls.length[pairs]
     length[stays[pairs]] = np.inf
     return pairs[np.arange(len(pairs)), np.argmin(length, axis=1)]
 
 
-@dataclass(frozen=True)
-class _Walls:
-    """The edges of many polygons, each polygon in its own frame: turned so that its direction is u."""
-
-    xy: Floats
-    """``(vertices, 2)``: open rings, one after another; edge i runs from vertex i to the next of its ring."""
-    owner: Index
-    """Polygon of each vertex, ascending."""
-    following: Index
-    """The next vertex of its ring."""
-    previous: Index
-    """The one before."""
-    uv: Floats
-    """``(vertices, 2)``: the vertices in the polygon's frame."""
-    edge: Floats
-    """``(vertices, 2)``: the edges as vectors in that frame."""
-    length: Floats
-    """Their lengths."""
-    ring_begin: Index
-    """First vertex of each ring, and the total."""
-    polygon_begin: Index
-    """First ring of each polygon, and the total."""
-    origin: Floats
-    """``(polygons, 2)``: where each frame begins."""
-    direction: Floats
-    """``(polygons, 2)``: unit vector of u."""
-    share: Floats
-    """Share of each outline that runs along u or v."""
-
-
-def _walls(polygons: Polygons) -> _Walls:
-    _, coords, (ring_ends, polygon_begin) = shapely.to_ragged_array(polygons)
-    last = np.zeros(len(coords), bool)
-    last[ring_ends[1:] - 1] = True
-    xy = coords[~last]
-    ring_begin = ring_ends - np.arange(len(ring_ends))
-    owner = np.repeat(np.arange(len(polygons)), np.diff(ring_begin[polygon_begin]))
-    origin = xy[ring_begin[polygon_begin[:-1]]]
-    edge = np.diff(coords, axis=0, append=0)[~last]
-    direction, share = _directions(edge, owner, len(polygons))
-    following, previous = np.arange(len(xy)) + 1, np.arange(len(xy)) - 1
-    following[ring_begin[1:] - 1] = ring_begin[:-1]
-    previous[ring_begin[:-1]] = ring_begin[1:] - 1
-    return _Walls(
-        xy=xy,
-        owner=owner,
-        following=following,
-        previous=previous,
-        uv=_into_frame(xy - origin[owner], direction[owner]),
-        edge=_into_frame(edge, direction[owner]),
-        length=np.sqrt(edge[:, 0] ** 2 + edge[:, 1] ** 2),
-        ring_begin=ring_begin,
-        polygon_begin=polygon_begin,
-        origin=origin,
-        direction=direction,
-        share=share,
-    )
-
-
-def _into_frame(xy: Floats, direction: Floats) -> Floats:
-    (x, y), (c, s) = xy.T, direction.T
-    return np.stack([x * c + y * s, y * c - x * s], axis=1)
-
-
-def _directions(edge: Floats, owner: Index, count: int) -> tuple[Floats, Floats]:
-    """Return each building's direction as a unit vector (0 … 90°), and the share of its edges that agree.
-
-    Angles modulo 90° are angles once multiplied by four. All of it is products, sums in order and square roots, whose
-    last bit does not depend on how many buildings are worked on together, as that of an arc tangent can.
-    """
-    length = np.sqrt(edge[:, 0] ** 2 + edge[:, 1] ** 2)
-    c, s = (edge / length[:, None]).T
-    c2, s2 = c * c - s * s, 2 * c * s
-    c4, s4 = c2 * c2 - s2 * s2, 2 * c2 * s2
-    score = np.empty((BINS, count))
-    tried = [(math.cos(angle), math.sin(angle)) for angle in (2 * math.pi * k / BINS for k in range(BINS))]
-    narrow, wide = math.cos(4 * math.radians(MAX_ANGLE / 2)), math.cos(4 * math.radians(MAX_ANGLE))
-    for k, (ck, sk) in enumerate(tried):
-        score[k] = np.bincount(owner, length * np.maximum(c4 * ck + s4 * sk - narrow, 0), count)
-    peak = np.array(tried)[np.argmax(score, axis=0)]
-    for limit in (narrow, narrow):
-        pc, ps = peak[owner].T
-        # An edge between two pixels is off by an angle that falls with its length: hence the square.
-        weight = np.where(c4 * pc + s4 * ps >= limit, length * length, 0.0)
-        mean = np.stack([np.bincount(owner, weight * one, count) for one in (c4, s4)], axis=1)
-        size = np.sqrt(mean[:, 0] ** 2 + mean[:, 1] ** 2)
-        peak = np.where(size[:, None] > 0, mean / np.where(size > 0, size, 1.0)[:, None], peak)
-    pc, ps = peak[owner].T
-    agrees = c4 * pc + s4 * ps >= wide
-    share = np.bincount(owner, length * agrees, count) / np.bincount(owner, length, count)
-    return _half_angle(_half_angle(peak)), share
-
-
-def _half_angle(unit: Floats) -> Floats:
-    """Return unit vectors at half the angle, angles being -180° … 180°."""
-    c, s = unit.T
-    side = np.where(s < 0, -1.0, 1.0)
-    # Two forms of the same half, each exact where the other loses digits.
-    half_c = np.where(c >= 0, 1 + c, np.abs(s))
-    half_s = np.where(c >= 0, s, side * (1 - c))
-    size = np.sqrt(half_c**2 + half_s**2)
-    return np.stack([half_c / size, half_s / size], axis=1)
-
-
 def _squared(
-    before: Polygons, walls: _Walls, todo: Index, tolerance: Floats, stays: Bools, known: dict[int, list[Vertex]]
+    walls: Walls, todo: Index, tolerance: Floats, stays: Bools, known: dict[int, list[Vertex]]
 ) -> tuple[Index, Polygons, Index]:
-    """Return which of ``todo`` can be squared, their new outlines, and the two old edges each new vertex comes from.
+    """Return which of ``todo`` can be squared, their new outlines, and the two walls each new vertex comes from.
 
     ``known`` keeps the rings that an earlier attempt has made and that would come out the same.
     """
-    kinds = np.where(stays, _FREE, _kinds(walls.edge, tolerance[walls.owner]))
+    kinds = np.where(stays, _FREE, _kinds(walls.end - walls.start, tolerance[walls.owner]))
     begin, first_ring = walls.ring_begin.tolist(), walls.polygon_begin.tolist()
     rings: list[list[Vertex]] = []
     begins: list[int] = []
@@ -276,8 +205,13 @@ def _squared(
         for number in numbers:
             if number not in known:
                 part = slice(begin[number], begin[number + 1])
-                lists = walls.uv[part].tolist(), kinds[part].tolist(), walls.length[part].tolist()
-                known[number] = _ring(*lists, limit)
+                start, end, middle = walls.start[part].tolist(), walls.end[part].tolist(), walls.middle[part].tolist()
+                length = walls.length[part].tolist()
+                ring = _ring(start, end, middle, kinds[part].tolist(), length, limit)
+                # One too small to have walls, as a shaft of two pixels, keeps its lines.
+                known[number] = (
+                    ring if len(ring) >= 3 else _ring(start, end, middle, [_FREE] * len(length), length, limit)
+                )
         new = [known[number] for number in numbers]
         if all(len(ring) >= 3 for ring in new):
             rings += new
@@ -285,7 +219,7 @@ def _squared(
             owners += [len(made)] * len(new)
             made.append(polygon)
     if not made:
-        return todo[:0], before[:0], np.zeros((0, 2), np.int64)
+        return todo[:0], np.zeros(0, object), np.zeros((0, 2), np.int64)
     kept = np.array(made)
     owner = np.array(owners)
     sizes = [len(ring) for ring in rings]
@@ -293,8 +227,7 @@ def _squared(
     uv = np.array([point for ring in rings for point, _, _ in ring])
     sources = np.array([(one, other) for ring in rings for _, one, other in ring])
     sources += np.repeat(begins, sizes)[:, None]
-    c, s = walls.direction[vertex].T
-    xy = walls.origin[vertex] + _into_frame(uv, np.stack([c, -s], axis=1))
+    xy = np.rint(walls.from_frame(uv, vertex) / GRID) * GRID
     linear = shapely.linearrings(xy, indices=np.repeat(np.arange(len(rings)), sizes))
     return kept, np.asarray(shapely.polygons(linear, indices=owner), dtype=object), sources
 
@@ -330,9 +263,16 @@ class _Line:
     last: int
 
 
-def _ring(points: list[Point], kinds: list[int], lengths: list[float], tolerance: float) -> list[Vertex]:
-    """Return the new vertices of one ring, and the edges each comes from; fewer than three if it cannot be done."""
-    lines = _merged(_lines(points, kinds, lengths, tolerance), tolerance)
+def _ring(
+    starts: list[Point],
+    ends: list[Point],
+    middles: list[Point],
+    kinds: list[int],
+    lengths: list[float],
+    tolerance: float,
+) -> list[Vertex]:
+    """Return the new vertices of one ring, and the walls each comes from; fewer than three if it cannot be done."""
+    lines = _merged(_lines(starts, ends, middles, kinds, lengths, tolerance), tolerance)
     if len(lines) < 3:
         return []
     new: list[Vertex] = []
@@ -345,16 +285,23 @@ def _ring(points: list[Point], kinds: list[int], lengths: list[float], tolerance
     return new
 
 
-def _lines(points: list[Point], kinds: list[int], lengths: list[float], tolerance: float) -> list[_Line]:
+def _lines(
+    starts: list[Point],
+    ends: list[Point],
+    middles: list[Point],
+    kinds: list[int],
+    lengths: list[float],
+    tolerance: float,
+) -> list[_Line]:
     """Return the edges without cut corners; cut edges in a row that are long together are a curve and stay."""
-    count = len(points)
+    count = len(starts)
     begin = next((edge for edge in range(count) if kinds[edge] != _CUT), None)
     if begin is None:
         return []
     lines: list[_Line] = []
     cut: list[_Line] = []
     for edge in (*range(begin, count), *range(begin + 1)):
-        start, end = points[edge], points[(edge + 1) % count]
+        start, end = starts[edge], ends[edge]
         kind = kinds[edge]
         if kind in (_CUT, _FREE):
             line = _Line(_FREE, 0.0, True, lengths[edge], 0.0, 0.0, start, end, edge, edge)
@@ -362,7 +309,8 @@ def _lines(points: list[Point], kinds: list[int], lengths: list[float], toleranc
             across, ahead = (1, 0) if kind == _ALONG_U else (0, 1)
             a, b = start[across], end[across]
             forward = end[ahead] > start[ahead]
-            line = _Line(kind, (a + b) / 2, forward, lengths[edge], min(a, b), max(a, b), start, end, edge, edge)
+            at, low, high = middles[edge][across], min(a, b), max(a, b)
+            line = _Line(kind, at, forward, lengths[edge], low, high, start, end, edge, edge)
         if kind == _CUT:
             cut.append(line)
             continue
@@ -425,7 +373,7 @@ def _joint(line: _Line, following: _Line, tolerance: float) -> list[Point]:
     """Return the vertices between two lines."""
     (pu, pv), (qu, qv) = line.end, following.start
     if line.kind == _FREE and following.kind == _FREE:
-        return [line.end, following.start]
+        return _corner(line, following, tolerance)
     if line.kind == _FREE or following.kind == _FREE:
         free, fixed, near = (line, following, line.end) if line.kind == _FREE else (following, line, following.start)
         meeting = _meeting(free, fixed)
@@ -440,6 +388,22 @@ def _joint(line: _Line, following: _Line, tolerance: float) -> list[Point]:
         return [(u, line.at), (u, following.at)]
     v = (pv + qv) / 2
     return [(line.at, v), (following.at, v)]
+
+
+def _corner(line: _Line, following: _Line, tolerance: float) -> list[Point]:
+    """Return the vertices between two diagonal walls: where they meet, unless that is far from where they end."""
+    (ax, ay), (bx, by) = line.start, line.end
+    (cx, cy), (dx, dy) = following.start, following.end
+    ux, uy, vx, vy = bx - ax, by - ay, dx - cx, dy - cy
+    cross = ux * vy - uy * vx
+    if cross != 0:
+        t = ((cx - ax) * vy - (cy - ay) * vx) / cross
+        meeting = (ax + t * ux, ay + t * uy)
+        if max(math.dist(meeting, line.end), math.dist(meeting, following.start)) <= tolerance:
+            return [meeting]
+    if math.dist(line.end, following.start) <= tolerance:
+        return [((bx + cx) / 2, (by + cy) / 2)]
+    return [line.end, following.start]
 
 
 def _meeting(free: _Line, fixed: _Line) -> Point | None:
