@@ -86,6 +86,7 @@ def test_options_are_the_settings() -> None:
         known = set(Settings.__dataclass_fields__)
         assert given - known <= {"inputs", "out", "as_json", "help"}
         outcome = {"format", "fresh", "progress", "min_area", "min_hole", "simplify", "square"}
+        outcome |= {"postgis", "postgis_table", "postgis_mode"}
         assert known - given == ({"cell"} if name == "segment" else {"cell", *outcome})
 
 
