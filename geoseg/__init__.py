@@ -14,12 +14,15 @@ The flow, one way, one module a stage::
   them, :mod:`geoseg.importing` brings published ones in, :mod:`geoseg.predict` runs them.
 * :mod:`geoseg.blend` adds overlapping windows with weights that sum to one.
 * :mod:`geoseg.polygonize` turns masks into outlines, block by block; :mod:`geoseg.join` joins them exactly.
+* :mod:`geoseg.outline` simplifies outlines, :mod:`geoseg.walls` and :mod:`geoseg.square` make them straight and square,
+  :mod:`geoseg.neighbours` keeps them apart.
 * :mod:`geoseg.spool` keeps buildings in order on the disk; :mod:`geoseg.footprints` puts them on the map.
 * :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
 * :mod:`geoseg.block` is what a worker does; :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the
   files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows, :mod:`geoseg.cli` has the commands.
 * :mod:`geoseg.delivery` hands results on: :mod:`geoseg.postgis` (at :mod:`geoseg.database`) to a database,
   :mod:`geoseg.stac` to catalogues, :mod:`geoseg.project` (with :mod:`geoseg.vrt`, :mod:`geoseg.style`) to QGIS.
+* :mod:`geoseg.qgis` has the plugin for QGIS, which runs geoseg in an environment of its own.
 * :mod:`geoseg.vectorise` takes rasters that are already there to polygons.
 * :mod:`geoseg.train` learns, from masks or from polygons as drawn in QGIS; :mod:`geoseg.exporting` hands networks to
   other programs, :mod:`geoseg.foreign` and :mod:`geoseg.runtimes` run those of others.

@@ -128,5 +128,5 @@ def test_runs_have_names_by_what_they_make() -> None:
 
     assert name().startswith("model-")
     assert name() == name(workers=3, format=("fgb",), core=512, progress="json", postgis="postgresql:///gis")
-    assert len({name(), name(min_area=9.0), name(square=True), name(simplify=0.0)}) == 4
+    assert len({name(), name(min_area=9.0), name(square=False), name(simplify=0.0)}) == 4
     assert run_name("model", identity | {"model": "abd"}, {}) != run_name("model", identity, {})
