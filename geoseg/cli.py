@@ -192,6 +192,31 @@ format_option = click.option(
 )
 
 
+def mask_options(truth: str) -> Callable[[Command], Command]:
+    """What the numbers of two masks mean; ``truth`` is how the command calls the second."""
+    return options(
+        click.option(
+            "--predicted-classes",
+            type=Numbers(None, int),
+            metavar="A,B,…",
+            help="Values of PREDICTED that mean building. [default: the only one besides 0]",
+        ),
+        click.option(
+            "--classes",
+            type=Numbers(None, int),
+            metavar="A,B,…",
+            help=f"Values of {truth} that mean building. [default: the only one besides 0]",
+        ),
+        click.option(
+            "--ignore",
+            type=Numbers(None, int),
+            default=(),
+            metavar="A,B,…",
+            help=f"Values of {truth} that mean 'not labelled'; those pixels count in nothing.",
+        ),
+    )
+
+
 def friendly(command: Command) -> Command:
     """Turn geoseg's own errors into one line and exit code 2, and Ctrl-C into a word about resuming."""
 
@@ -316,25 +341,7 @@ def polygonize(raster: str, out: str, **settings: Any) -> None:
     show_default=True,
     help="What PREDICTED holds, where its pixels do not tell.",
 )
-@click.option(
-    "--predicted-classes",
-    type=Numbers(None, int),
-    metavar="A,B,…",
-    help="Values of PREDICTED that mean building. [default: the only one besides 0]",
-)
-@click.option(
-    "--classes",
-    type=Numbers(None, int),
-    metavar="A,B,…",
-    help="Values of REFERENCE that mean building. [default: the only one besides 0]",
-)
-@click.option(
-    "--ignore",
-    type=Numbers(None, int),
-    default=(),
-    metavar="A,B,…",
-    help="Values of REFERENCE that mean 'not labelled'; those pixels count in nothing.",
-)
+@mask_options("REFERENCE")
 @click.option("--boundary-m", type=float, metavar="M", help="Distance of the boundary IoU on the ground.")
 @click.option(
     "--boundary-px",
@@ -620,25 +627,7 @@ def curves(runs: tuple[str, ...], out: str, labels: tuple[str, ...], reference: 
     metavar="LO,HI",
     help="Stored values to show black and white. [default: from the image, if not of bytes]",
 )
-@click.option(
-    "--classes",
-    type=Numbers(None, int),
-    metavar="A,B,…",
-    help="Values of TRUTH that mean building. [default: the only one besides 0]",
-)
-@click.option(
-    "--predicted-classes",
-    type=Numbers(None, int),
-    metavar="A,B,…",
-    help="Values of PREDICTED that mean building. [default: the only one besides 0]",
-)
-@click.option(
-    "--ignore",
-    type=Numbers(None, int),
-    default=(),
-    metavar="A,B,…",
-    help="Values of TRUTH that mean 'not labelled'; those pixels count in nothing.",
-)
+@mask_options("TRUTH")
 @progress_option
 @friendly
 def compare(

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -256,6 +257,17 @@ def test_tied_process_ends_when_its_stdin_closes() -> None:
 def test_process_is_not_tied_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     from geoseg.qgis import tied
 
+    def watchers() -> list[str]:
+        watched: list[str] = []
+        monkeypatch.setattr(tied, "_watch", lambda: watched.append("watches"))
+        tied.end_with_parent()
+        for thread in threading.enumerate():
+            if thread.name == "tied to QGIS":
+                thread.join()
+        return watched
+
     monkeypatch.delenv(tied.VARIABLE, raising=False)
-    monkeypatch.setattr(tied, "_watch", lambda: pytest.fail("watches"))
-    tied.end_with_parent()
+    assert watchers() == []
+    monkeypatch.setenv(tied.VARIABLE, "1")
+    assert watchers() == ["watches"]
+    assert tied.VARIABLE not in os.environ

@@ -194,11 +194,12 @@ class Trainer:
         if not self.team.leads:
             self.team.wait()
             return
+        net = self.plain()
         found = None
         if epoch % self.recipe.validate_every == 0 or epoch == self.recipe.epochs:
-            found = self._validate()
+            found = self._validate(net)
         self.position.seconds += time.monotonic() - begin
-        self._leave(epoch, means.tolist(), found)
+        self._leave(epoch, means.tolist(), net, found)
         self.team.wait()
 
     def _step(self, batch: Crop, sums: _Sums) -> None:
@@ -274,10 +275,10 @@ class Trainer:
             if self.average is not None:
                 self.net.load_state_dict(training)
 
-    def _validate(self) -> Validation:
+    def _validate(self, net: nn.Module) -> Validation:
         recipe = self.recipe
         found = validate(
-            self.plain(),
+            net,
             self.held,
             self.loss,
             crop=recipe.validation_crop,
@@ -288,7 +289,7 @@ class Trainer:
         self._complain(found.problems)
         return found
 
-    def _leave(self, epoch: int, means: Sequence[float], found: Validation | None) -> None:
+    def _leave(self, epoch: int, means: Sequence[float], net: nn.Module, found: Validation | None) -> None:
         """Write everything that an epoch leaves; the state comes last, so that it never promises too much."""
         position, best = self.position, False
         rate = self.recipe.learning_rate if position.step == 0 else self._rate_before()
@@ -321,7 +322,7 @@ class Trainer:
         position.averaged = self.average.updates if self.average is not None else 0
         position.scaler = self.scaler.state_dict()
         self.out.mkdir(parents=True, exist_ok=True)
-        net, card = self.plain(), self.card()
+        card = self.card()
         save_model(self.out / LAST, net, card, half=self.recipe.half)
         if best:
             save_model(self.out / BEST, net, card, half=self.recipe.half)
