@@ -70,7 +70,7 @@ class TrainOnLabels(Algorithm):
         self.advanced(number("CROP", "Side of a crop in pixels, a multiple of 32", number.Integer, 256, False, 32))
         self.advanced(number("BATCH", "Crops a step", number.Integer, 8, False, 1))
         self.advanced(number("CROPS", "Crops an epoch", number.Integer, 400, False, 1))
-        self.advanced(number("LEARNING_RATE", "Learning rate", number.Double, 0.0003, False, 0))
+        self.advanced(number("LEARNING_RATE", "Learning rate", number.Double, 0.00002, False, 0))
         self.advanced(number("FROZEN", "Levels of the encoder that keep their weights", number.Integer, 2, False, 0, 5))
         self.advanced(number("SEED", "Seed of the random numbers", number.Integer, 0, False, 0))
         self.advanced(QgsProcessingParameterString("DEVICE", "Device: auto, cpu, cuda or cuda:N", "auto"))
@@ -195,6 +195,7 @@ class TrainOnLabels(Algorithm):
             "crops": whole("CROPS"),
             "epochs": whole("EPOCHS"),
             "learning_rate": self.parameterAsDouble(parameters, "LEARNING_RATE", context),
+            "clip": 1.0,
             "schedule": "cosine",
             "warmup": 20,
             "average": 0.99,
