@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from geoseg.tiling import Rect, Tiling, Window
 
@@ -66,27 +68,30 @@ def weights(tiling: Tiling, window: Window, rect: Rect) -> FloatArray:
     return np.outer(rows, cols)
 
 
-def blend(tiling: Tiling, core: Rect, results: Iterable[tuple[Window, FloatArray]]) -> FloatArray:
+def blend(
+    tiling: Tiling, core: Rect, results: Iterable[tuple[Window, Tensor]], device: torch.device | str = "cpu"
+) -> Tensor:
     """Add window results into the pixels of a block.
 
     Args:
         tiling: The lattice that the windows come from.
         core: The pixels wanted.
-        results: Windows with their probabilities, float32 of shape ``window.pixels.shape``. The order in which
-            they come must depend on nothing but the lattice (row by row, as :meth:`Tiling.windows` yields them):
+        results: Windows with their probabilities, float32 of shape ``window.pixels.shape`` on ``device``. The order in
+            which they come must depend on nothing but the lattice (row by row, as :meth:`Tiling.windows` yields them):
             at most four windows meet on a pixel and float sums keep their last bit only in a fixed order.
+        device: Where the sum is made.
 
     Returns:
         ``Σ w·p``, float32 of shape ``core.shape``; zero where no window was given.
     """
-    total: FloatArray = np.zeros(core.shape, dtype=np.float32)
+    total = torch.zeros(core.shape, dtype=torch.float32, device=device)
     for window, values in results:
         part = window.support & core
         if part is None:
             continue
-        piece = values[part.slices(window.pixels)]
+        piece = torch.as_tensor(values, device=device)[part.slices(window.pixels)]
         if tiling.taper == 0:
             total[part.slices(core)] = piece
         else:
-            total[part.slices(core)] += weights(tiling, window, part) * piece
+            total[part.slices(core)] += torch.from_numpy(weights(tiling, window, part)).to(device) * piece
     return total

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.journal import BlockRecord
-from geoseg.tiling import Block, Rect, Tiling, Window, ceil_to
+from geoseg.tiling import ALIGN, Block, Rect, Tiling, Window, ceil_to
 from geoseg.workers import threads_of_worker
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from geoseg.mosaic import Mosaic, Pixels
     from geoseg.predict import Predictor, Scaling
 
@@ -40,6 +42,8 @@ class Job:
     device: str
     precision: str
     tta: bool
+    engine: str
+    """Who computes on the CPU; see :mod:`geoseg.engines`."""
     threads: int | None
     """CPU threads for the network; None to take what the worker has."""
     shrink: int
@@ -52,7 +56,7 @@ _building = threading.Lock()
 
 def predictor_of(job: Job) -> Predictor:
     """Return the predictor of a job, built once a process."""
-    key = (job.model, job.device, job.precision, job.tta, job.threads)
+    key = (job.model, job.device, job.precision, job.tta, job.engine, job.threads)
     # The threads of one worker must end up with one predictor, whose lock they then share.
     with _building:
         if key not in _predictors:
@@ -65,6 +69,7 @@ def predictor_of(job: Job) -> Predictor:
                 device=job.device,
                 precision=job.precision,
                 tta=job.tta,
+                engine=job.engine,
                 threads=job.threads if job.threads is not None else threads_of_worker(),
             )
         return _predictors[key]
@@ -104,11 +109,11 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     from geoseg.blend import blend
 
     results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling)
-    chance = blend(job.tiling, block.core, results)
+    chance = blend(job.tiling, block.core, results, predictor.device)
+    mask, grey = judged(chance, wanted, job.threshold)
+    del chance
     seconds["predict"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    mask = (chance >= job.threshold) & wanted
-    grey = np.where(wanted, np.rint(chance * 255), 0).astype(np.uint8)
     from geoseg.polygonize import block_parts
 
     parts = block_parts(mask, grey, block.core).to_bytes()
@@ -120,11 +125,28 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
         "forward_pixels": sum(window.pixels.area for window in windows) * predictor.views,
         "device": str(predictor.device),
         "precision": predictor.precision,
+        "engine": predictor.engine,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "problems": problems,
     }
     data = BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes()
     return Computed(data, not problems, int(wanted.sum()))
+
+
+def judged(chance: Tensor, wanted: NDArray[np.bool_], threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """Return mask and 8-bit probability of a block, computed where the probabilities lie: a quarter of them travels.
+
+    Args:
+        chance: Probabilities, float32.
+        wanted: Pixels to answer for; all others are no building of probability zero.
+        threshold: Probability from which a pixel is building.
+    """
+    import torch
+
+    asked = torch.from_numpy(wanted).to(chance.device)
+    mask = (chance >= threshold) & asked
+    grey = chance.mul(255).round_().to(torch.uint8).mul_(asked)
+    return mask.cpu().numpy(), grey.cpu().numpy()
 
 
 def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], list[Window]]:
@@ -139,7 +161,25 @@ def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], lis
     wanted = asked & pixels.valid[block.core.slices(pixels.rect)]
     # A window without a wanted pixel under its weight adds nothing to any pixel that is written.
     windows = [window for window in block.windows if _touches(window, block.core, wanted)]
+    if job.tiling.taper == 0:
+        windows = [_narrowed(job.tiling, window, block.core, wanted) for window in windows]
     return pixels, wanted, windows
+
+
+def _narrowed(tiling: Tiling, window: Window, core: Rect, wanted: NDArray[np.bool_]) -> Window:
+    """Return the window cut down to the halo around what is wanted of its cell, whose corners stay 32-aligned."""
+    inside = wanted[window.cell.slices(core)]
+    rows, cols = (np.flatnonzero(inside.any(axis)).tolist() for axis in (1, 0))
+    row, col = window.cell.row0, window.cell.col0
+    around = Rect(
+        row + rows[0] // ALIGN * ALIGN,
+        col + cols[0] // ALIGN * ALIGN,
+        row + ceil_to(rows[-1] + 1, ALIGN),
+        col + ceil_to(cols[-1] + 1, ALIGN),
+    )
+    seen = around.grow(tiling.halo, window.pixels)
+    cell = around & window.cell
+    return window if cell is None else Window(seen, cell, cell)
 
 
 def _touches(window: Window, core: Rect, wanted: NDArray[np.bool_]) -> bool:

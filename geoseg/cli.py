@@ -112,10 +112,15 @@ work_options = options(
     click.option(
         "--core",
         type=int,
-        default=1536,
-        show_default=True,
         metavar="PX",
-        help="Side of a block, the unit of work and of resume.",
+        help="Side of a block, the unit of work and of resume, in whole cells. [default: one cell]",
+    ),
+    click.option(
+        "--cell",
+        type=int,
+        metavar="PX",
+        help="Side of what one window answers for: smaller ones waste more on halos and spread over more workers. "
+        "[default: 5120; 1536 for networks of other makers]",
     ),
     click.option("--tta", is_flag=True, help="Average over eight rotations and mirror images: eight times the work."),
     click.option(
@@ -127,6 +132,13 @@ work_options = options(
         default="auto",
         show_default=True,
         help="Arithmetic of the network; auto is bf16 on GPUs, fp32 elsewhere.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "mnn"]),
+        default="auto",
+        show_default=True,
+        help="Arithmetic on a CPU: auto is torch; mnn (pip install 'geoseg[fast]') is within half a grey level of it.",
     ),
     click.option(
         "--workers",

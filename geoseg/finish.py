@@ -183,6 +183,7 @@ def _run_facts(
         "workers": computed.workers,
         "device": ", ".join(sorted(tally.devices)) or None,
         "precision": ", ".join(sorted(tally.precisions)) or None,
+        "engine": ", ".join(sorted(tally.engines)) or None,
         "halo": tiling.halo,
         "taper": tiling.taper,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -48,6 +48,7 @@ class Tally:
     forward: int = 0
     devices: set[str] = field(default_factory=set)
     precisions: set[str] = field(default_factory=set)
+    engines: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     problems: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     densest: list[tuple[int, Rect]] = field(default_factory=list)
@@ -76,6 +77,7 @@ class Tally:
         self.forward += record.facts["forward_pixels"]
         self.devices.add(record.facts["device"])
         self.precisions.add(record.facts["precision"])
+        self.engines.add(record.facts["engine"])
         for name, value in record.facts["seconds"].items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         row, col = core.row0 // self.shrink, core.col0 // self.shrink

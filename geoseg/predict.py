@@ -1,6 +1,8 @@
 """From pixels to probabilities: normalise, run the network, undo what test-time augmentation did.
 
-The one class here holds a network on a device. It knows nothing of files, blocks or clusters.
+The one class here holds a network on a device. It knows nothing of files, blocks or clusters. On a CPU, and on a GPU
+whose memory is too small for a window, the rows of a window pass through the network one strip after the other
+(:mod:`geoseg.stream`), computed by the engine that :mod:`geoseg.engines` chooses.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from geoseg.engines import Push, open_engine
 from geoseg.errors import ModelError, SettingError
-from geoseg.tiling import Rect, Window
+from geoseg.stream import strips
+from geoseg.tiling import ALIGN, Rect, Window
 
 if TYPE_CHECKING:
     from geoseg.card import ModelCard
@@ -28,6 +33,8 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
+_STRIP_PIXELS = 3 << 18
+"""Pixels that enter a streamed network at once: enough for the coarsest level to have some rows."""
 _ROUNDING = 1e-3  # how far half precision may leave [0, 1]
 
 
@@ -131,6 +138,7 @@ class Predictor:
         threads: int | None = None,
         output: str = "logits",
         align: int = 1,
+        engine: str = "auto",
     ) -> None:
         """Move the network to its device.
 
@@ -145,6 +153,7 @@ class Predictor:
             output: What the network answers with: ``logits`` or ``probability``.
             align: What both sides of an image must be multiples of; one that is not is reflected at its right and
                 bottom side, and cut again.
+            engine: Who does the arithmetic of a U-Net on the CPU: ``auto``, ``torch`` or ``mnn``.
         """
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device, fixed=getattr(net, "fixed_precision", False))
@@ -158,6 +167,14 @@ class Predictor:
         placed: Any = net.eval().to(self.device)
         self._net: nn.Module = placed.to(memory_format=torch.channels_last)
         self._turn = threading.Lock()
+        self._streamed = open_engine(engine, self._net, self.device, self.precision, threads)
+        # A GPU takes windows whole, and in strips when they do not fit.
+        self._strip = 0 if self.device.type == "cuda" else _STRIP_PIXELS
+
+    @property
+    def engine(self) -> str:
+        """What computes the network, in a word or two."""
+        return self._streamed.name if self._streamed is not None and self._strip else "torch"
 
     @classmethod
     def of(cls, model: Model, **settings: object) -> Predictor:
@@ -172,7 +189,7 @@ class Predictor:
         origin: Rect,
         windows: Iterable[Window],
         scaling: Scaling,
-    ) -> Iterator[tuple[Window, NDArray[np.float32]]]:
+    ) -> Iterator[tuple[Window, Tensor]]:
         """Yield every window with its probabilities, in the order given.
 
         Args:
@@ -183,13 +200,13 @@ class Predictor:
             scaling: From stored values to what the network expects.
 
         Yields:
-            ``(window, probability)`` with float32 probabilities of shape ``window.pixels.shape``.
+            ``(window, probability)`` with float32 probabilities of shape ``window.pixels.shape`` on the device.
         """
         for group in _runs(windows, lambda: self.batch):
             cuts = [window.pixels.slices(origin) for window in group]
             stored = np.stack([values[:, rows, cols] for rows, cols in cuts])
             known = np.stack([valid[rows, cols] for rows, cols in cuts])
-            yield from zip(group, self.probabilities(stored, known, scaling), strict=True)
+            yield from zip(group, self._answers(stored, known, scaling), strict=True)
 
     def probabilities(
         self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
@@ -198,6 +215,10 @@ class Predictor:
 
         ``H`` and ``W`` are multiples of 32. Safe to call from several threads: they take turns on the device.
         """
+        return self._answers(values, valid, scaling).cpu().numpy()
+
+    def _answers(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
+        """Return :meth:`probabilities` on the device."""
         with self._turn, torch.inference_mode():
             if self.threads is not None:
                 # Set on every call: torch keeps the number of threads per calling thread.
@@ -209,53 +230,108 @@ class Predictor:
                 valid = np.pad(valid, ((0, 0), *pad), mode="reflect")
             return self._halving(values, valid, scaling)[:, :height, :width]
 
-    def _halving(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> NDArray[np.float32]:
+    def _halving(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
         try:
             return self._forward(values, valid, scaling)
         except torch.OutOfMemoryError:
-            if len(values) == 1:
+            if len(values) == 1 and not self._shorter(valid[0].size, valid.shape[-1]):
                 raise
         # Outside the handler, so that the failed attempt's tensors are already freed.
         torch.cuda.empty_cache()
+        if len(values) == 1:
+            return self._halving(values, valid, scaling)
         half = len(values) // 2
         self.batch = max(half, 1)
         parts = (slice(0, half), slice(half, None))
-        return np.concatenate([self._halving(values[p], valid[p], scaling) for p in parts])
+        return torch.cat([self._halving(values[p], valid[p], scaling) for p in parts])
 
-    def _forward(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> NDArray[np.float32]:
-        pixels = self._normalised(values, valid, scaling)
+    def _shorter(self, pixels: int, width: int) -> bool:
+        """Halve the strips that a window goes through in; False when they cannot be shorter."""
+        if self._streamed is None:
+            return False
+        self._strip = min(self._strip or pixels, pixels) // 2
+        return self._strip >= ALIGN * width
+
+    def _forward(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
+        def seen(start: int, stop: int) -> Tensor:
+            return self._normalised(values[:, :, start:stop], valid[:, start:stop], scaling)
+
+        height, width = valid.shape[1:]
         if not self.tta:
-            return self._probability(pixels).cpu().numpy()
+            return self._through(seen, height, width)
+        pixels = seen(0, height)
         total: Tensor | None = None
         for turns, flip in _DIHEDRAL:
-            seen = torch.rot90(pixels.flip(-1) if flip else pixels, turns, (-2, -1))
-            answer = torch.rot90(self._probability(seen), -turns, (-2, -1))
+            turned = torch.rot90(pixels.flip(-1) if flip else pixels, turns, (-2, -1))
+            turned = turned.contiguous(memory_format=torch.channels_last)
+            answer = self._through(partial(_rows_of, turned), *turned.shape[2:])
+            answer = torch.rot90(answer, -turns, (-2, -1))
             answer = answer.flip(-1) if flip else answer
             total = answer if total is None else total + answer
         if total is None:
             raise ModelError("test-time augmentation without a single view")
-        return (total / len(_DIHEDRAL)).cpu().numpy()
+        return total / len(_DIHEDRAL)
+
+    def _through(self, rows: Callable[[int, int], Tensor], height: int, width: int) -> Tensor:
+        """Return the probabilities of an image.
+
+        Its normalised rows ``start`` to ``stop - 1`` are what ``rows(start, stop)`` returns.
+        """
+        if self._streamed is None or not self._strip:
+            return self._chance(self._logits(self._net, rows(0, height)))
+        stream = self._streamed.checked(self._net, rows, height, width)
+        answers, at = None, 0
+        for start, stop in strips(height, self._strip // width):
+            part = self._logits(partial(_pushed, stream, stop == height), rows(start, stop))
+            if part is None:
+                continue
+            chance = self._chance(part)
+            if answers is None:
+                answers = chance.new_empty((len(chance), height, width))
+            answers[:, at : at + chance.shape[1]] = chance
+            at += chance.shape[1]
+        if answers is None or at != height:
+            raise ModelError(f"{at} rows of {height} came out of the network")
+        return answers
 
     def _normalised(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
         # Small integers travel to the device as they are; torch knows uint16 too little to compute with it.
         plain = values if values.dtype == np.uint8 else values.astype(np.float32)
-        pixels = torch.from_numpy(np.ascontiguousarray(plain)).to(self.device).float()
-        known = torch.from_numpy(np.ascontiguousarray(valid)).to(self.device)
+        pixels = self._uploaded(plain).float()
+        known = self._uploaded(valid)
         mean = torch.tensor(scaling.mean, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(scaling.std, device=self.device).view(1, 3, 1, 1)
         pixels = ((pixels - scaling.low) / (scaling.high - scaling.low)).clamp_(0, 1)
         pixels = ((pixels - mean) / std).masked_fill_(~known[:, None], 0.0)
         return pixels.contiguous(memory_format=torch.channels_last)
 
-    def _probability(self, pixels: Tensor) -> Tensor:
+    def _uploaded(self, array: NDArray[np.generic]) -> Tensor:
+        """Return an array on the device; to a GPU it is copied while the host goes on."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _logits(self, net: Callable[[Tensor], Any], pixels: Tensor) -> Any:
         with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
-            answer = self._net(pixels)
+            return net(pixels)
+
+    def _chance(self, answer: Tensor) -> Tensor:
+        """Return the probability of the wanted class, ``(N, H, W)``, from what the network answers."""
         answer = answer.float()
         if self.output == "probability":
             return _checked(answer[:, self.target])
         if answer.shape[1] == 1:
             return answer[:, 0].sigmoid()
         return answer.softmax(1)[:, self.target]
+
+
+def _pushed(push: Push, last: bool, pixels: Tensor) -> Tensor | None:
+    return push(pixels, last)
+
+
+def _rows_of(pixels: Tensor, start: int, stop: int) -> Tensor:
+    return pixels[:, :, start:stop]
 
 
 def _checked(chance: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from geoseg.block import Job, run_block
 from geoseg.errors import GeosegError, InputError, ModelError, SettingError, WorkerError
 from geoseg.journal import Journal
 from geoseg.progress import Progress, open_progress
-from geoseg.settings import Settings
+from geoseg.settings import CELL, CELL_WHOLE, Settings
 from geoseg.tiling import ALIGN, Tiling, ceil_to
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ OVERVIEW = 1600
 """Longest side, in pixels, of the overview picture in the report."""
 HOPELESS = 8
 """When so many blocks fail in a row and none has succeeded, the run stops: it is not the blocks."""
+STREAMED = ("unet11", "unet16")
+"""Architectures whose windows pass through in strips, so that large ones cost no memory."""
 GSD_TOLERANCE = 1.5
 """Imagery coarser or finer than the model's by more than this factor is worth a warning."""
 
@@ -104,6 +106,7 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
         device=settings.device,
         precision=settings.precision,
         tta=settings.tta,
+        engine=settings.engine,
         threads=None,
         shrink=_shrink(mosaic.shape, tiling.core),
     )
@@ -136,11 +139,12 @@ def _tiling(shape: tuple[int, int], settings: Settings, model: Model) -> Tiling:
         taper = card.taper if settings.taper is None else taper
     else:
         halo = ceil_to(model.reach.halo, max(model.align, ALIGN))
-    tiling = Tiling(shape, settings.cell, halo, taper, ceil_to(settings.core, settings.cell))
-    if halo % model.align or settings.cell % model.align:
+    cell = settings.cell or (CELL if card.arch in STREAMED else CELL_WHOLE)
+    tiling = Tiling(shape, cell, halo, taper, ceil_to(settings.core or cell, cell))
+    if halo % model.align or cell % model.align:
         raise SettingError(
             f"model {card.name} takes sides that are multiples of {model.align} px: halo ({halo}) and cell "
-            f"({settings.cell}) must be such, too"
+            f"({cell}) must be such, too"
         )
     return tiling
 
@@ -162,7 +166,7 @@ def _notes(mosaic: Mosaic, card: ModelCard, settings: Settings, tiling: Tiling) 
         )
     if not mosaic.georeferenced:
         yield "the imagery has no georeference: lengths and areas are in pixels"
-    if tiling.core != settings.core:
+    if settings.core and tiling.core != settings.core:
         yield f"blocks are {tiling.core} px: whole cells of {tiling.cell}"
 
 
@@ -182,6 +186,7 @@ def _identity(mosaic: Mosaic, model: Model, job: Job) -> dict[str, Any]:
         "scaling": asdict(job.scaling),
         "threshold": job.threshold,
         "precision": job.precision,
+        "engine": job.engine,
         "tta": job.tta,
     }
 

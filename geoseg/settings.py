@@ -12,14 +12,18 @@ import numpy as np
 from geoseg.errors import SettingError
 from geoseg.progress import KINDS
 
-CELL = 1536
-"""Side of a lattice cell. Larger windows waste less on halos and take more memory: about 3 GB for this one."""
-CORE = 1536
-"""Side of a block's core unless ``--core`` says otherwise."""
+CELL = 5120
+"""Side of a lattice cell for networks that take windows in strips (:mod:`geoseg.stream`): the larger a window, the less
+is spent on its halo, and memory hardly grows."""
+CELL_WHOLE = 1536
+"""The same for networks that take windows whole: about 3 GB for this one."""
 FORMATS = ("gpkg", "fgb", "parquet", "geojson")
 
 _KINDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
-    "text": ((str,), ("model", "aoi", "scheduler", "device", "precision", "progress", "postgis_table", "postgis_mode")),
+    "text": (
+        (str,),
+        ("model", "aoi", "scheduler", "device", "precision", "engine", "progress", "postgis_table", "postgis_mode"),
+    ),
     "a whole number": ((int,), ("core", "cell", "taper", "workers")),
     "a number": ((int, float), ("threshold", "gsd", "min_area", "min_hole", "simplify")),
     "true or false": ((bool,), ("tta", "square", "fresh")),
@@ -46,16 +50,18 @@ class Settings:
     """Pixels that a window sees beyond its cell: a multiple of 32, ``exact`` or ``auto``."""
     taper: int | None = None
     """Width in pixels of the strip over which neighbouring windows fade into each other; None for the halo's own."""
-    core: int = CORE
-    """Side of a block in pixels: the unit of work and of resume. Does not change the result."""
-    cell: int = CELL
-    """Side of the lattice cell that a window answers for."""
+    core: int | None = None
+    """Side of a block in pixels: the unit of work and of resume; None for one cell. Does not change the result."""
+    cell: int | None = None
+    """Side of the lattice cell that a window answers for; None for what suits the network."""
     tta: bool = False
     """Average over the eight rotations and mirror images: eight times the work."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: str = "auto"
     """``auto``, ``fp32``, ``bf16`` or ``fp16``."""
+    engine: str = "auto"
+    """Who does the arithmetic on a CPU: ``torch``, which is also ``auto``, or ``mnn`` (:mod:`geoseg.engines`)."""
     workers: int | None = None
     """Local worker processes; 0 computes in this process; None chooses."""
     scheduler: str | None = None
@@ -107,7 +113,7 @@ class Settings:
                 raise SettingError(f"halo is {self.halo!r}; it must be auto, exact or a number of pixels")
             object.__setattr__(self, "halo", int(self.halo))
         for name in ("core", "cell"):
-            if getattr(self, name) < 1:
+            if (side := getattr(self, name)) is not None and side < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} px; it must be positive")
         unknown = set(self.format) - set(FORMATS)
         if unknown or not self.format:

@@ -25,7 +25,7 @@ from geoseg.predict import Predictor, Scaling, whole_image
 from geoseg.segment import segment
 from geoseg.unet import Reach
 
-SMALL = {"cell": 64, "core": 128, "workers": 0, "progress": "none", "halo": "exact"}
+SMALL = {"cell": 64, "core": 128, "workers": 0, "progress": "none", "halo": "exact", "engine": "torch"}
 NOISE = 1e-5
 """Float noise of a probability: the same sums in another order."""
 
@@ -80,7 +80,7 @@ def test_the_same_probabilities_as_torch(narrow_model: Path, exported: Path, tta
     answers = []
     for path in (narrow_model, exported):
         model = load_model(path)
-        predictor = Predictor.of(model, device="cpu", precision="fp32", threads=1, tta=tta)
+        predictor = Predictor.of(model, device="cpu", precision="fp32", threads=1, tta=tta, engine="torch")
         answers.append(whole_image(predictor, values, valid, Scaling.of(model.card, "uint8")))
     assert answers[0].std() > 0.1
     np.testing.assert_allclose(answers[1], answers[0], rtol=0, atol=NOISE)
@@ -93,7 +93,7 @@ def test_the_same_windows_when_several_pass_at_once(narrow_model: Path, exported
     answers = []
     for path in (narrow_model, exported):
         model = load_model(path)
-        predictor = Predictor.of(model, device="cpu", threads=1, batch=3)
+        predictor = Predictor.of(model, device="cpu", threads=1, batch=3, engine="torch")
         answers.append(predictor.probabilities(values, valid, Scaling.of(model.card, "uint8")))
     np.testing.assert_allclose(answers[1], answers[0], rtol=0, atol=NOISE)
 

@@ -190,7 +190,14 @@ def test_a_raster_that_breaks_off_is_no_result(tmp_path: Path) -> None:
 
 def record(core: Rect, valid: np.ndarray, mask: np.ndarray, shrink: int, **facts: Any) -> BlockRecord:
     small = np.full((3, -(-core.height // shrink), -(-core.width // shrink)), 7, dtype=np.uint8)
-    known = {"forward_pixels": 10, "device": "cpu", "precision": "fp32", "seconds": {"read": 0.5}, "problems": []}
+    known = {
+        "forward_pixels": 10,
+        "device": "cpu",
+        "precision": "fp32",
+        "engine": "torch",
+        "seconds": {"read": 0.5},
+        "problems": [],
+    }
     return BlockRecord(np.where(mask, 200, 10).astype(np.uint8), valid, mask, small, b"", {**known, **facts})
 
 

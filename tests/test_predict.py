@@ -104,7 +104,7 @@ def assert_spread(probability: np.ndarray) -> None:
 @pytest.mark.parametrize(("shape", "taper"), [((75, 333), 0), ((333, 75), 64)])
 def test_with_the_reach_as_halo_tiles_equal_one_pass_over_the_whole(name, shape, taper):
     net = network(name)
-    predictor = Predictor(net, device="cpu")
+    predictor = Predictor(net, device="cpu", engine="torch")
     values, valid = image(shape)
     whole = whole_image(predictor, values, valid, SCALING)
     assert_spread(whole)
@@ -126,7 +126,7 @@ def test_with_the_reach_as_halo_tiles_equal_one_pass_over_the_whole(name, shape,
 )
 def test_exactness_holds_for_any_size_and_cut(name, shape, cell, taper, times, seed):
     net = network(name)
-    predictor = Predictor(net, device="cpu", batch=2)
+    predictor = Predictor(net, device="cpu", engine="torch", batch=2)
     values, valid = image(shape, seed)
     tiling = Tiling(shape, cell, reach(net).halo, taper, cell * times)
     whole = whole_image(predictor, values, valid, SCALING)
@@ -135,7 +135,7 @@ def test_exactness_holds_for_any_size_and_cut(name, shape, cell, taper, times, s
 
 def test_exactness_with_augmentation_by_rotation_needs_the_reach_on_all_sides():
     net = network("unet11")
-    predictor = Predictor(net, device="cpu", tta=True)
+    predictor = Predictor(net, device="cpu", engine="torch", tta=True)
     values, valid = image((40, 290))
     tiling = Tiling((40, 290), 96, reach(net).halo, 0, 96)
     whole = whole_image(predictor, values, valid, SCALING)
@@ -148,7 +148,7 @@ def test_the_whole_image_is_reflected_to_a_multiple_of_32_and_cut_again(shape):
     rows, cols = (np.pad(np.arange(side), (0, -side % 32), mode="reflect") for side in shape)
     padded = values[:, rows][:, :, cols]
     expected = by_hand(network("unet11"), padded)[: shape[0], : shape[1]]
-    found = whole_image(Predictor(network("unet11"), device="cpu"), values, valid, SCALING)
+    found = whole_image(Predictor(network("unet11"), device="cpu", engine="torch"), values, valid, SCALING)
     assert found.shape == shape
     np.testing.assert_allclose(found, expected, atol=NOISE)
 
@@ -173,7 +173,7 @@ def by_hand(net: nn.Module, values: np.ndarray, scaling: Scaling = SCALING, vali
 @pytest.mark.parametrize("name", NETS)
 def test_one_window_equals_the_arithmetic_in_float64(name):
     values, valid = image((64, 96))
-    found = Predictor(network(name), device="cpu").probabilities(values[None], valid[None], SCALING)
+    found = Predictor(network(name), device="cpu", engine="torch").probabilities(values[None], valid[None], SCALING)
     assert found.shape == (1, 64, 96)
     assert found.dtype == np.float32
     assert_spread(found)
@@ -184,7 +184,9 @@ def test_one_window_equals_the_arithmetic_in_float64(name):
 def test_of_several_classes_the_wanted_ones_share_is_given(target):
     net = network("unet11", 3)
     values, valid = image((32, 64))
-    found = Predictor(net, device="cpu", target=target).probabilities(values[None], valid[None], SCALING)
+    found = Predictor(net, device="cpu", engine="torch", target=target).probabilities(
+        values[None], valid[None], SCALING
+    )
     np.testing.assert_allclose(found[0], by_hand(net, values, valid=valid)[target], rtol=0, atol=NOISE)
 
 
@@ -201,7 +203,7 @@ def test_augmentation_is_the_mean_over_the_eight_views(classes):
             answer = np.rot90(answer if classes == 1 else answer[1], -turns)
             views.append(answer[:, ::-1] if flip else answer)
     assert np.ptp(views, axis=0).max() > 0.05, "all views agree: nothing is tested"
-    predictor = Predictor(net, device="cpu", tta=True, target=classes - 1)
+    predictor = Predictor(net, device="cpu", engine="torch", tta=True, target=classes - 1)
     found = predictor.probabilities(values[None], valid[None], SCALING)
     np.testing.assert_allclose(found[0], np.mean(views, axis=0), rtol=0, atol=NOISE)
 
@@ -209,7 +211,7 @@ def test_augmentation_is_the_mean_over_the_eight_views(classes):
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_augmented_prediction_turns_with_its_image(turns, flip):
-    predictor = Predictor(network("unet11"), device="cpu", tta=True)
+    predictor = Predictor(network("unet11"), device="cpu", engine="torch", tta=True)
     values, valid = image((32, 64), 5)
 
     def turned(array: np.ndarray) -> np.ndarray:
@@ -230,7 +232,7 @@ def test_what_lies_under_invalid_pixels_does_not_matter(dtype):
     garbage[:, ~valid] = np.nan if dtype == "float32" else np.iinfo(dtype).max
     other = values.copy()
     other[:, ~valid] = -np.inf if dtype == "float32" else 0
-    predictor = Predictor(network("unet11"), device="cpu")
+    predictor = Predictor(network("unet11"), device="cpu", engine="torch")
     first, second, third = (predictor.probabilities(v[None], valid[None], scaling) for v in (values, garbage, other))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, third)
@@ -241,8 +243,8 @@ def test_the_caller_keeps_its_pixels():
     values, valid = image((32, 32))
     before = values.copy(), valid.copy()
     as_float = values.astype(np.float32)
-    Predictor(network("unet11"), device="cpu").probabilities(values[None], valid[None], SCALING)
-    Predictor(network("unet11"), device="cpu").probabilities(as_float[None], valid[None], SCALING)
+    Predictor(network("unet11"), device="cpu", engine="torch").probabilities(values[None], valid[None], SCALING)
+    Predictor(network("unet11"), device="cpu", engine="torch").probabilities(as_float[None], valid[None], SCALING)
     np.testing.assert_array_equal(values, before[0])
     np.testing.assert_array_equal(valid, before[1])
     np.testing.assert_array_equal(as_float, before[0].astype(np.float32))
@@ -255,7 +257,7 @@ def test_stored_types_are_scaled_by_their_range_and_clipped(dtype):
     valid = np.ones((32, 32), bool)
     scaling = Scaling(500.0, 10_000.0, SCALING.mean, SCALING.std)
     net = network("unet11")
-    found = Predictor(net, device="cpu").probabilities(values[None], valid[None], scaling)
+    found = Predictor(net, device="cpu", engine="torch").probabilities(values[None], valid[None], scaling)
     np.testing.assert_allclose(found[0], by_hand(net, values, scaling), rtol=0, atol=NOISE)
     unit = scaling.unit(values)
     assert unit.dtype == np.float32
@@ -264,7 +266,7 @@ def test_stored_types_are_scaled_by_their_range_and_clipped(dtype):
 
 def test_the_same_picture_in_8_and_16_bit_gives_the_same_answer():
     values, valid = image((32, 64))
-    predictor = Predictor(network("unet11"), device="cpu")
+    predictor = Predictor(network("unet11"), device="cpu", engine="torch")
     wide = Scaling(0.0, 65_535.0, SCALING.mean, SCALING.std)
     np.testing.assert_allclose(
         predictor.probabilities(values[None], valid[None], SCALING),
@@ -277,7 +279,9 @@ def test_the_same_picture_in_8_and_16_bit_gives_the_same_answer():
 def test_bfloat16_stays_near_float32():
     values, valid = image((96, 96))
     exact, rough = (
-        Predictor(network("unet11"), device="cpu", precision=p).probabilities(values[None], valid[None], SCALING)
+        Predictor(network("unet11"), device="cpu", engine="torch", precision=p).probabilities(
+            values[None], valid[None], SCALING
+        )
         for p in ("fp32", "bf16")
     )
     assert rough.dtype == np.float32
@@ -292,10 +296,10 @@ def test_batches_keep_order_and_change_nothing_but_float_noise(batch):
     tiling = Tiling((100, 150), cell=32, halo=32, taper=0, core=160)
     (block,) = tiling
     values, valid = image(tiling.padded.shape)
-    predictor = Predictor(network("unet11"), device="cpu", batch=batch)
+    predictor = Predictor(network("unet11"), device="cpu", engine="torch", batch=batch)
     found = list(predictor.windows(values, valid, tiling.padded, iter(block.windows), SCALING))
     assert [window for window, _ in found] == list(block.windows)
-    alone = Predictor(network("unet11"), device="cpu", batch=1)
+    alone = Predictor(network("unet11"), device="cpu", engine="torch", batch=1)
     for window, probability in found:
         cut = window.pixels.slices(tiling.padded)
         (expected,) = alone.probabilities(values[:, *cut][None], valid[cut][None], SCALING)
@@ -328,7 +332,11 @@ def test_only_neighbours_of_one_shape_share_a_batch():
     # Six windows: those at the ends see 64 columns, the others 96.
     values, valid = image(tiling.shape, holes=False)
     net = Counting(room=99)
-    found = list(Predictor(net, device="cpu", batch=3).windows(values, valid, tiling.padded, block.windows, SCALING))
+    found = list(
+        Predictor(net, device="cpu", engine="torch", batch=3).windows(
+            values, valid, tiling.padded, block.windows, SCALING
+        )
+    )
     assert net.seen == [(1, 32, 64), (3, 32, 96), (1, 32, 96), (1, 32, 64)]
     for window, probability in found:
         np.testing.assert_allclose(probability, first_band(values)[window.pixels.slices(tiling.padded)], atol=1e-6)
@@ -339,7 +347,7 @@ def test_batches_are_halved_until_they_fit_and_stay_so(room):
     values = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
     valid = np.ones((7, 32, 32), bool)
     net = Counting(room)
-    predictor = Predictor(net, device="cpu", batch=7)
+    predictor = Predictor(net, device="cpu", engine="torch", batch=7)
     found = predictor.probabilities(values, valid, SCALING)
     np.testing.assert_allclose(found, first_band(values), atol=1e-6)
     assert 1 <= predictor.batch <= room
@@ -349,19 +357,19 @@ def test_batches_are_halved_until_they_fit_and_stay_so(room):
 def test_one_window_that_does_not_fit_is_an_error():
     values, valid = image((32, 32))
     with pytest.raises(torch.OutOfMemoryError):
-        Predictor(Counting(0), device="cpu").probabilities(values[None], valid[None], SCALING)
+        Predictor(Counting(0), device="cpu", engine="torch").probabilities(values[None], valid[None], SCALING)
 
 
 def test_the_network_is_put_into_evaluation_mode():
     net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Dropout(0.9)).train()
     values, valid = image((32, 32))
-    predictor = Predictor(net, device="cpu")
+    predictor = Predictor(net, device="cpu", engine="torch")
     first, second = (predictor.probabilities(values[None], valid[None], SCALING) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 def test_several_threads_may_share_a_predictor():
-    predictor = Predictor(network("unet11"), device="cpu")
+    predictor = Predictor(network("unet11"), device="cpu", engine="torch")
     images = [image((32, 64), seed) for seed in range(6)]
 
     def predict(pair) -> np.ndarray:
@@ -397,7 +405,7 @@ def test_precision_is_fp32_on_the_cpu_unless_asked():
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
     with pytest.raises(SettingError, match="'fp8' is not one of auto, fp32, bf16, fp16"):
-        Predictor(network("unet11"), device="cpu", precision="fp8")
+        Predictor(network("unet11"), device="cpu", engine="torch", precision="fp8")
 
 
 def test_the_range_comes_from_the_option_or_the_card_or_is_asked_for():

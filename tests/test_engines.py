@@ -1,0 +1,127 @@
+"""Who computes on the CPU, and that a fast engine which is wrong is found out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from geoseg import mnn
+from geoseg.engines import AGREE, open_engine
+from geoseg.errors import ModelError, SettingError
+from geoseg.predict import Predictor, Scaling
+from geoseg.unet import UNet11, UNet16
+
+CPU = torch.device("cpu")
+SCALING = Scaling(0, 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+needs_mnn = pytest.mark.skipif(not mnn.available(), reason="MNN is not installed (pip install geoseg[fast])")
+
+
+def net(filters: int = 4) -> torch.nn.Module:
+    return spread(UNet16(1, filters, True))
+
+
+def spread(network: torch.nn.Module) -> torch.nn.Module:
+    """Return a network whose answers are not all nearly the same."""
+    torch.manual_seed(2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    return network.eval()
+
+
+def image(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    values = np.random.default_rng(4).integers(0, 255, (1, 3, height, width), dtype=np.uint8)
+    valid = np.ones((1, height, width), bool)
+    valid[0, :40, :50] = False
+    return values, valid
+
+
+def answers(engine: str, network: torch.nn.Module, height: int, width: int, **more: object) -> Predictor:
+    predictor = Predictor(network, device="cpu", engine=engine, threads=2, **more)  # type: ignore[arg-type]
+    predictor.found = predictor.probabilities(*image(height, width), SCALING)  # type: ignore[attr-defined]
+    return predictor
+
+
+@needs_mnn
+@pytest.mark.parametrize("make", [lambda: UNet11(4), lambda: UNet16(1, 4), lambda: UNet16(1, 8, True)])
+@pytest.mark.parametrize("shape", [(32, 32), (160, 96), (704, 64)])
+def test_mnn_agrees_with_torch(make, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geoseg.predict._STRIP_PIXELS", 64 * shape[1])  # several strips
+    network = spread(make())
+    plain, fast = answers("torch", network, *shape), answers("mnn", network, *shape)
+    assert (plain.engine, fast.engine) == ("torch", "mnn")
+    assert np.ptp(plain.found) > 100 * np.abs(plain.found - fast.found).max()
+    assert np.abs(plain.found - fast.found).max() < AGREE
+
+
+@needs_mnn
+def test_images_of_several_shapes_one_after_the_other() -> None:
+    network = net()
+    fast = Predictor(network, device="cpu", engine="mnn", threads=1)
+    plain = Predictor(network, device="cpu", engine="torch", threads=1)
+    for shape in ((96, 64), (32, 32), (96, 64), (64, 160), (96, 64)):
+        given = image(*shape)
+        found, wanted = (p.probabilities(*given, SCALING) for p in (fast, plain))
+        assert np.abs(found - wanted).max() < AGREE
+
+
+def test_auto_is_torch() -> None:
+    assert Predictor(net(), device="cpu").engine == "torch"
+
+
+@needs_mnn
+def test_an_engine_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = mnn.MnnEngine.array
+    monkeypatch.setattr(mnn.MnnEngine, "array", lambda self, rows: right(self, rows) + 0.1)
+    network = net()
+    plain, found = answers("torch", network, 96, 64), answers("mnn", network, 96, 64)
+    assert found.engine.startswith("torch (mnn is 0.0")
+    assert np.array_equal(found.found, plain.found)
+
+
+@needs_mnn
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    answers("mnn", net(), 64, 64)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_mnn_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mnn, "find_spec", lambda name: None)
+    assert Predictor(net(), device="cpu").engine == "torch"
+    with pytest.raises(ModelError, match=r'pip install "geoseg\[fast\]"'):
+        Predictor(net(), device="cpu", engine="mnn")
+
+
+def test_mnn_is_refused_where_it_cannot_compute() -> None:
+    for given in ({"precision": "bf16"}, {"net": net(3)}, {"net": torch.nn.Conv2d(3, 1, 1)}):
+        facts = {"net": net(), "precision": "fp32", **given}
+        with pytest.raises(SettingError, match="the engine mnn computes"):
+            open_engine("mnn", facts["net"], CPU, facts["precision"], 1)
+    with pytest.raises(SettingError, match="engine 'fast' is not one of auto, torch, mnn"):
+        open_engine("fast", net(), CPU, "fp32", 1)
+
+
+def test_other_networks_pass_whole() -> None:
+    assert open_engine("auto", torch.nn.Conv2d(3, 1, 1), CPU, "fp32", 1) is None
+
+
+def test_a_window_that_does_not_fit_passes_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does when its memory is too small, here on the CPU."""
+    network = net()
+    wanted = answers("torch", network, 256, 64).found
+    small = Predictor(network, device="cpu", engine="torch")
+    small._strip = 0  # as on a GPU: whole windows at first
+    plain, seen = small._logits, []
+
+    def limited(run, pixels):
+        seen.append(pixels.shape[2])
+        if pixels.shape[2] > 64:
+            raise torch.OutOfMemoryError("as if")
+        return plain(run, pixels)
+
+    monkeypatch.setattr(small, "_logits", limited)
+    found = small.probabilities(*image(256, 64), SCALING)
+    assert seen == [256, 128, 64, 64, 64, 64]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
