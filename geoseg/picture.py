@@ -229,7 +229,7 @@ def _jpeg(pixels: NDArray[np.uint8], budget: float) -> str:
     """Return ``(3, h, w)`` as a data URI within ``budget``: lower quality first, then fewer pixels."""
     while True:
         for quality in (88, 80, 70, 60):
-            uri = data_uri("jpeg", encoded(pixels, "JPEG", QUALITY=quality))
+            uri = data_uri("jpeg", _encoded(pixels, "JPEG", QUALITY=quality))
             if len(uri) <= budget or max(pixels.shape[1:]) <= 16:
                 return uri
         pixels = _halved(pixels)
@@ -238,13 +238,13 @@ def _jpeg(pixels: NDArray[np.uint8], budget: float) -> str:
 def _png(indices: NDArray[np.uint8], colours: dict[int, tuple[int, int, int, int]], budget: float) -> str:
     """Return ``(h, w)`` palette indices as a data URI within ``budget``, dropping pixels if need be."""
     while True:
-        uri = data_uri("png", encoded(indices[None], "PNG", colours, ZLEVEL=6))
+        uri = data_uri("png", _encoded(indices[None], "PNG", colours, ZLEVEL=6))
         if len(uri) <= budget or max(indices.shape) <= 16:
             return uri
         indices = indices[::2, ::2]
 
 
-def encoded(
+def _encoded(
     pixels: NDArray[np.uint8],
     driver: str,
     colours: dict[int, tuple[int, int, int, int]] | None = None,

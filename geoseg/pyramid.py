@@ -1,11 +1,12 @@
 """A picture as tiles of several sizes, encoded to stand in a page within a number of bytes.
 
-Tiles are WebP, which every current browser shows and which can be partly transparent; where this GDAL cannot write it,
-JPEG, with a flat grey in place of transparency.
+Tiles are JPEG, which costs least time, or WebP where a part of them is transparent; Pillow writes both, JPEG several
+times as fast as GDAL.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from geoseg.picture import NO_DATA, data_uri, encoded
+from geoseg.picture import NO_DATA, data_uri
 from geoseg.write import THREADS
 
 TILE = 512
 """Side of a tile in pixels; those at the right and bottom are smaller."""
 
-_QUALITIES = (85, 78, 70, 60, 50, 35)
+_QUALITIES = (85, 78, 70, 60, 50, 40, 30)
 _SAMPLE = 12
 """Tiles from which the size of all is estimated before all are encoded."""
 _STRIP = 256
@@ -132,22 +133,28 @@ def _estimate(sizes: list[Plane], write: Callable[[Plane], str], mapped: Callabl
 
 
 def _written(tile: Plane, quality: int) -> str:
+    from PIL import Image
+
     grey = tile.pixels.ndim == 2
     if not tile.valid.any() or (grey and not tile.pixels.any()):
         return ""
-    colour = np.broadcast_to(tile.pixels, (3, *tile.shape)) if grey else tile.pixels
-    if tile.valid.all():
-        bands = colour
-    elif _driver() == "WEBP":
-        bands = np.concatenate([colour * tile.valid, tile.valid[None] * np.uint8(255)])
+    buffer = io.BytesIO()
+    clear = not tile.valid.all()
+    if grey:
+        Image.fromarray(tile.pixels).save(buffer, "JPEG", quality=quality)
+    elif clear and _webp():
+        alpha = tile.valid * np.uint8(255)
+        bands = np.dstack([*(tile.pixels * tile.valid), alpha])
+        # The quickest of its methods: the slowest gains a tenth in size and takes four times as long.
+        Image.fromarray(bands).save(buffer, "WEBP", quality=quality, method=0)
     else:
-        bands = np.where(tile.valid, colour, np.array(NO_DATA, np.uint8)[:, None, None])
-    return data_uri(_driver().lower(), encoded(np.ascontiguousarray(bands), _driver(), QUALITY=quality))
+        shown = np.where(tile.valid, tile.pixels, np.array(NO_DATA, np.uint8)[:, None, None])
+        Image.fromarray(np.dstack([*shown])).save(buffer, "JPEG", quality=quality)
+    return data_uri("webp" if clear and _webp() and not grey else "jpeg", buffer.getvalue())
 
 
 @cache
-def _driver() -> str:
-    import rasterio
+def _webp() -> bool:
+    from PIL import features
 
-    with rasterio.Env() as env:
-        return "WEBP" if "WEBP" in env.drivers() else "JPEG"
+    return bool(features.check("webp"))
