@@ -61,7 +61,9 @@ class Overview:
         expected = tuple(-(-side // self.shrink) for side in self.shape)
         for name, array in (("rgb", self.rgb[0]), ("valid", self.valid), ("probability", self.probability)):
             if array.shape != expected or 0 in expected:
-                raise SettingError(f"{name} has shape {array.shape}; a mosaic of {self.shape} shrunk {self.shrink} times")
+                raise SettingError(
+                    f"{name} has shape {array.shape}; a mosaic of {self.shape} shrunk {self.shrink} times"
+                )
 
     @property
     def aspect(self) -> float:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from shapely import Polygon
 
 from geoseg.errors import SettingError
+from geoseg.picture import SIMPLIFIED_CORNERS
 
 UNITS = 8
 """Steps of a corner's coordinate in a pixel of the mosaic."""
@@ -25,9 +27,8 @@ CHANCE_STEPS = 1000
 _TOLERANCE = 0.25
 """Pixels by which a packed outline may leave the one that is written to the vector files."""
 _MOST_CORNERS = 20_000
-"""An outline with more is simplified further, and in the end loses its holes: it is many buildings in one, and would take
-the place of others."""
-_COARSEST = 64.0
+"""An outline with more is many buildings in one, and would take the place of others: it loses its holes, and is drawn
+coarsely."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,24 @@ def encode(
 
 
 def _simplified(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
-    simple: NDArray[np.object_] = shapely.simplify(polygons, _TOLERANCE)
-    tolerance = _TOLERANCE
-    while tolerance < _COARSEST and (many := shapely.get_num_coordinates(simple) > _MOST_CORNERS).any():
-        tolerance *= 2
-        simple[many] = shapely.simplify(simple[many], tolerance)
-    many = shapely.get_num_coordinates(simple) > _MOST_CORNERS
-    simple[many] = shapely.polygons(shapely.get_exterior_ring(simple[many]))
+    simple: NDArray[np.object_] = polygons.copy()
+    corners = shapely.get_num_coordinates(polygons)
+    usual = corners <= SIMPLIFIED_CORNERS
+    simple[usual] = shapely.simplify(polygons[usual], _TOLERANCE)
+    for index in np.flatnonzero(corners > _MOST_CORNERS):
+        simple[index] = _coarse(polygons[index])
     return simple
+
+
+def _coarse(polygon: Polygon) -> Polygon:
+    """Return the shell with corners moved to a grid, as fine as leaves few enough of them."""
+    corners = shapely.get_coordinates(polygon.exterior)
+    step = 1.0
+    while len(corners) > _MOST_CORNERS:
+        moved = np.rint(corners / step) * step
+        corners = np.concatenate([moved[:1], moved[1:][(np.diff(moved, axis=0) != 0).any(axis=1)]])
+        step *= 2
+    return Polygon(corners) if len(corners) > 3 else shapely.box(*polygon.bounds)
 
 
 def _base_128(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -41,6 +41,10 @@ INFERNO = (
 )
 """Anchors of the colour map "inferno" of Stéfan van der Walt and Nathaniel Smith (CC0), even steps."""
 
+SIMPLIFIED_CORNERS = 4000
+"""An outline with more is not simplified: GEOS recurses, as deep as there are corners at worst, and a giant would
+overflow the stack and end the process."""
+
 _UNITS_PER_PIXEL = 10  # outlines are stored as whole tenths of a picture pixel
 _TINT_LEVELS = 8
 NO_DATA = (128, 134, 140)
@@ -159,7 +163,9 @@ def outline_path(outlines: Sequence[Polygon] | None, shape: tuple[int, int], lim
     parts = shapely.get_parts(np.asarray(list(outlines), dtype=object))
     height, width = shape
     parts = parts[shapely.intersects(shapely.envelope(parts), shapely.box(0, 0, width, height))]
-    rings = shapely.get_rings(shapely.simplify(parts, 0.3))
+    giants = shapely.get_num_coordinates(parts) > SIMPLIFIED_CORNERS
+    around = shapely.clip_by_rect(parts[giants], -9, -9, width + 9, height + 9)
+    rings = shapely.get_rings(np.concatenate([shapely.simplify(parts[~giants], 0.3), shapely.get_parts(around)]))
     points, owner = shapely.get_coordinates(rings, return_index=True)
     whole = np.rint(points * _UNITS_PER_PIXEL).astype(np.int64)
     starts = np.flatnonzero(np.diff(owner)) + 1

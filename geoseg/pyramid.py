@@ -22,6 +22,8 @@ TILE = 512
 """Side of a tile in pixels; those at the right and bottom are smaller."""
 
 _QUALITIES = (85, 78, 70, 60, 50, 40, 30)
+_GREY_QUALITIES = (95, *_QUALITIES)
+"""Values, not looks: the map draws a line at one of them."""
 _SAMPLE = 12
 """Tiles from which the size of all is estimated before all are encoded."""
 _STRIP = 256
@@ -109,7 +111,7 @@ def build(plane: Plane, budget: int) -> tuple[Level, ...]:
         sizes.append(sizes[-1].halved())
     with ThreadPoolExecutor(THREADS) as threads:
         while True:
-            for quality in _QUALITIES:
+            for quality in _QUALITIES if plane.pixels.ndim == 3 else _GREY_QUALITIES:
                 write = partial(_written, quality=quality)
                 if len(sizes) > 1 and _estimate(sizes, write, threads.map) > budget:
                     continue

@@ -80,34 +80,38 @@ def render(
     pictures = [draw_picture(detail, _DETAILS_BUDGET.times(share), ground) for detail in details]
     threshold = _threshold(run)
     script = _script()
-    return _environment().get_template("report.html").render(
-        title=_title(run),
-        subtitle=_subtitle(run),
-        status=_status(run),
-        failures=_Rows.of(run.get("failures"), _failure),
-        headline=_headline(run, in_metres),
-        script=Markup(script),  # noqa: S704 - our own files, and nothing else
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        map=overview.facts(threshold, _insets(details), in_metres),
-        shown=overview.shown(in_metres),
-        pixel=_pixel(overview),
-        still=draw_picture(still, _STILL_BUDGET, still_gsd),
-        details=list(zip(pictures, (_address(overview, detail) for detail in details), strict=True)),
-        threshold=threshold,
-        chart=draw_chart(areas_m2, in_metres),
-        facts=_facts(run),
-        settings=_pairs(_get(run, "settings")),
-        versions=_pairs(_get(run, "versions")),
-        timings=_timings(run),
-        model=_model(run),
-        inputs=_Rows.of(run.get("inputs"), _input),
-        outputs=outputs,
-        vector=next((path for _, path, _ in outputs if path.endswith(_VECTORS)), "buildings.gpkg"),
-        command=say.text(run.get("command"), 4 * say.MAX_TEXT),
-        version=say.text(run.get("geoseg")),
-        in_metres=in_metres,
-        colours=[_css(colour) for colour in INFERNO],
-        outline=_css(OUTLINE),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=_title(run),
+            subtitle=_subtitle(run),
+            status=_status(run),
+            failures=_Rows.of(run.get("failures"), _failure),
+            headline=_headline(run, in_metres),
+            script=Markup(script),  # noqa: S704 - our own files, and nothing else
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            map=overview.facts(threshold, _insets(details), in_metres),
+            shown=overview.shown(in_metres),
+            pixel=_pixel(overview),
+            still=draw_picture(still, _STILL_BUDGET, still_gsd),
+            details=list(zip(pictures, (_address(overview, detail) for detail in details), strict=True)),
+            threshold=threshold,
+            chart=draw_chart(areas_m2, in_metres),
+            facts=_facts(run),
+            settings=_pairs(_get(run, "settings")),
+            versions=_pairs(_get(run, "versions")),
+            timings=_timings(run),
+            model=_model(run),
+            inputs=_Rows.of(run.get("inputs"), _input),
+            outputs=outputs,
+            vector=next((path for _, path, _ in outputs if path.endswith(_VECTORS)), "buildings.gpkg"),
+            command=say.text(run.get("command"), 4 * say.MAX_TEXT),
+            version=say.text(run.get("geoseg")),
+            in_metres=in_metres,
+            colours=[_css(colour) for colour in INFERNO],
+            outline=_css(OUTLINE),
+        )
     )
 
 

@@ -68,21 +68,22 @@ function trace(pen, all, i, view) {
 }
 
 function drawFootprints(pen, all, view, colour) {
-  const [red, green, blue] = colour, dot = view.dpr;
-  const close = all.size * view.k > 14 * dot;
+  const dot = view.dpr;
+  const shown = (all.size * view.k) / dot, close = shown > 14;
+  const width = !close ? 0.9 : shown > 60 ? 2 : 1.6;
   const left = -view.x / view.k, right = (view.width - view.x) / view.k;
   const top = -view.y / view.l, bottom = (view.height - view.y) / view.l;
   pen.lineJoin = "round";
   const flush = () => {
-    pen.fillStyle = `rgba(${red},${green},${blue},${close ? 0.14 : 0.3})`;
+    pen.fillStyle = `rgba(${colour},${close ? 0.14 : 0.3})`;
     pen.fill("evenodd");
     if (close) {
       pen.strokeStyle = "rgba(16,24,31,.6)";
-      pen.lineWidth = 3.2 * dot;
+      pen.lineWidth = 2 * width * dot;
       pen.stroke();
     }
-    pen.strokeStyle = `rgb(${red},${green},${blue})`;
-    pen.lineWidth = (close ? 1.6 : 0.9) * dot;
+    pen.strokeStyle = `rgb(${colour})`;
+    pen.lineWidth = width * dot;
     pen.stroke();
   };
   const small = [];
@@ -104,7 +105,7 @@ function drawFootprints(pen, all, view, colour) {
   }
   if (open) flush();
   // What would be a dot is drawn as one.
-  pen.fillStyle = `rgba(${red},${green},${blue},.9)`;
+  pen.fillStyle = `rgba(${colour},.9)`;
   for (const i of small) {
     const x = all.box[4 * i], y = all.box[4 * i + 1];
     const wide = Math.max((all.box[4 * i + 2] - x) * view.k, dot), high = Math.max((all.box[4 * i + 3] - y) * view.l, dot);
@@ -112,12 +113,12 @@ function drawFootprints(pen, all, view, colour) {
   }
 }
 
-function drawChosen(pen, all, i, view) {
+function drawChosen(pen, all, i, view, colour) {
   pen.beginPath();
   trace(pen, all, i, view);
-  pen.fillStyle = "rgba(0,229,255,.25)";
+  pen.fillStyle = `rgba(${colour},.25)`;
   pen.fill("evenodd");
-  for (const [width, style] of [[5.5, "rgba(0,0,0,.65)"], [2.8, "#00e5ff"]]) {
+  for (const [width, style] of [[5.5, "rgba(0,0,0,.65)"], [2.8, `rgb(${colour})`]]) {
     pen.lineWidth = width * view.dpr;
     pen.strokeStyle = style;
     pen.stroke();

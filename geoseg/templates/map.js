@@ -7,6 +7,7 @@ const footprints = unpack(facts.footprints, facts.count, facts.units, facts.area
 facts.footprints = null;
 const look = { x: facts.width / 2, y: facts.height / 2, z: 1, whole: true }; // centre in pixels; screen pixels for one
 const layers = { imagery: true, probability: false, footprints: true, mode: "heat", opacity: 75 };
+const OTHER = [0, 229, 255]; // colour of the chosen one, or of all others
 let chosen = -1, pointer = null, touched = false;
 
 // --- pictures
@@ -118,7 +119,7 @@ function draw() {
   }
   pen.restore();
   if (layers.footprints) drawSheet(view);
-  if (chosen >= 0) drawChosen(pen, footprints, chosen, view);
+  if (chosen >= 0) drawChosen(pen, footprints, chosen, view, outline() === OTHER ? facts.outline : OTHER);
   showScale();
   showPosition();
   remember();
@@ -155,16 +156,19 @@ function drawInsets(view) {
   }
 }
 
+// Their usual colour is one of the probability's.
+const outline = () => (layers.probability && layers.mode === "heat" ? OTHER : facts.outline);
+
 // Many outlines take longer than a frame: while the map moves, the last drawing moves with it.
 function drawSheet(view) {
-  const still = sheet && ["k", "l", "x", "y", "width", "height"].every((name) => sheet.view[name] === view[name]);
-  if (!still && (!sheet || cost < 12 || performance.now() >= busyUntil)) {
+  const still = sheet?.outline === outline() && ["k", "l", "x", "y", "width", "height"].every((name) => sheet.view[name] === view[name]);
+  if (!still && (sheet?.outline !== outline() || cost < 12 || performance.now() >= busyUntil)) {
     const clock = performance.now();
     sheet ||= { canvas: document.createElement("canvas") };
-    sheet.view = view;
+    Object.assign(sheet, { view, outline: outline() });
     sheet.canvas.width = view.width;
     sheet.canvas.height = view.height;
-    drawFootprints(sheet.canvas.getContext("2d"), footprints, view, facts.outline);
+    drawFootprints(sheet.canvas.getContext("2d"), footprints, view, outline());
     cost = performance.now() - clock;
   }
   const ratio = view.k / sheet.view.k;
@@ -239,6 +243,7 @@ function setLayer(name, value) {
     chance.forget();
   }
   if (name === "footprints" && !value) choose(-1);
+  $("map").parentElement.style.setProperty("--building", `rgb(${outline()})`);
   for (const other of ["mode", "opacity"]) $(`map-${other}`).disabled = !layers.probability;
   ask();
 }
@@ -291,7 +296,7 @@ window.addEventListener("hashchange", () => {
 // --- mouse, fingers, keys
 
 const down = new Map();
-let pressed = null, scrolled = 0;
+let pressed = null, scrolled = -Infinity;
 
 stage.addEventListener("pointerdown", (event) => {
   if (event.target !== canvas || event.button > 0) return;
@@ -333,7 +338,9 @@ stage.addEventListener("pointerleave", () => {
   ask();
 });
 
-canvas.addEventListener("dblclick", (event) => {
+stage.addEventListener("dblclick", (event) => {
+  // The stage itself where it has captured the pointer.
+  if (event.target !== canvas && event.target !== stage) return;
   event.preventDefault();
   zoom(event.shiftKey ? 0.5 : 2, ...at(event));
 });

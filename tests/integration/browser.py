@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
+from parts import required, stop
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
-
-from parts import required, stop
 
 BROWSER = shutil.which("chromium")
 QUIET = [
@@ -183,8 +181,8 @@ def browsing(folder: Path) -> Iterator[Tab]:
     to_browser, writing = os.pipe()
     reading, from_browser = os.pipe()
     command = [str(BROWSER), *QUIET, f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe"]
-    # The browser reads from descriptor 3 and writes to 4.
-    shell = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", *command]
+    # The browser reads from descriptor 3 and writes to 4; a plain sh knows no descriptors of two digits.
+    shell = ["bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash", *command]
     log = (folder / "browser.log").open("wb")
     with log:
         process = subprocess.Popen(shell, pass_fds=(to_browser, from_browser), stdout=log, stderr=log)
