@@ -275,6 +275,7 @@ def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def data_uri(kind: str, content: bytes) -> str:
+    """Return an image of a kind (``jpeg``) as an address that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

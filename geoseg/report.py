@@ -35,7 +35,7 @@ PAGE_BYTES = 16_000_000
 MAX_ROWS = 200
 """Rows of a table; the rest is counted and left to ``run.json``."""
 
-# Together 3.2 MB; with the 11.9 MB of the map (see geoseg.overview) that leaves 0.9 MB of PAGE_BYTES for text and tables.
+# Together 3.2 MB; with the 11.9 MB of the map (see geoseg.overview) that leaves 0.9 MB of PAGE_BYTES for text.
 _STILL_BUDGET = Budget(150_000, 60_000, 40_000, 0)
 _DETAILS_BUDGET = Budget(1_500_000, 650_000, 180_000, 400_000)
 

@@ -278,7 +278,7 @@ def test_layers_are_switched(tab: Tab) -> None:
     assert (np.abs(imagery - [255, 225, 77]).max(axis=-1) < 40).sum() < yellow.sum() / 20
     nothing = tick("imagery")
     assert view(tab)["layers"] == ""
-    left, top, width, height = stage(tab)
+    _left, _top, width, height = stage(tab)
     centre = np.s_[60 : round(height) - 60, round(width / 2) - 100 : round(width / 2) + 100]
     assert len(np.unique(nothing[centre].reshape(-1, 3), axis=0)) == 1
     tick("probability")
@@ -312,15 +312,15 @@ def test_layers_are_switched(tab: Tab) -> None:
 
 def test_the_mask_of_the_map_is_the_mask(tab: Tab, report: Path) -> None:
     # A whole number of pixels of the screen for each of the mosaic.
-    tab.js("location.hash = '#x=400057.75&y=5799938.25&z=4&layers=probability&mode=mask&opacity=100'")
+    tab.js("location.hash = '#x=400057.75&y=5799938.25&z=6&layers=probability&mode=mask&opacity=100'")
     tab.rest()
     with rasterio.open(report.with_name("mask.tif")) as raster:
         mask = raster.read(1) > 0
     left, top, width, height = stage(tab)
     picture = tab.picture().astype(int)
-    rows, cols = np.mgrid[60:180, 60:170]
-    x = np.floor(left + width / 2 + (cols + 0.5 - 115.5) * 4).astype(int)
-    y = np.floor(top + height / 2 + (rows + 0.5 - 123.5) * 4).astype(int)
+    rows, cols = np.mgrid[75:170, 60:170]
+    x = np.floor(left + width / 2 + (cols + 0.5 - 115.5) * 6).astype(int)
+    y = np.floor(top + height / 2 + (rows + 0.5 - 123.5) * 6).astype(int)
     red = np.abs(picture[y, x] - [227, 26, 28]).max(axis=-1) < 40
     # The picture is compressed: pixels near the threshold may turn.
     assert (red == mask[rows, cols]).mean() > 0.97
@@ -373,7 +373,10 @@ def test_a_click_tells_about_the_building(tab: Tab, report: Path) -> None:
 def test_a_building_is_found_by_its_id(tab: Tab, report: Path) -> None:
     table = buildings(report)
     row = table.iloc[len(table) // 2]
-    find = "(() => {{ const f = document.querySelector('#map-find'); f.value = '{}'; f.dispatchEvent(new Event('change')); }})()"
+    find = (
+        "(() => {{ const f = document.querySelector('#map-find'); f.value = '{}';"
+        " f.dispatchEvent(new Event('change')); }})()"
+    )
     tab.js(find.format(row.id))
     tab.rest()
     west, south, east, north = row.geometry.bounds
@@ -414,7 +417,7 @@ def test_nonsense_in_an_address_does_nothing(tab: Tab, report: Path) -> None:
 def test_text_can_be_read_in_the_light_and_in_the_dark(tab: Tab, report: Path, dark: bool) -> None:
     tab.open(report.as_uri(), SIZE, dark=dark)
     levels = tab.js(
-        """[...document.querySelectorAll('#map label, #map p, #map option, h1, h2, .legend span, dt, dd')].map((part) => {
+        """[...document.querySelectorAll('#map label, #map p, h1, h2, .legend span, dt, dd')].map((part) => {
              const level = (text) => { const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => {
                  v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
                return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
