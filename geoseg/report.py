@@ -80,6 +80,7 @@ def render(
     pictures = [draw_picture(detail, _DETAILS_BUDGET.times(share), ground) for detail in details]
     threshold = _threshold(run)
     script = _script()
+    shown = overview.facts(threshold, _insets(details), in_metres)
     return (
         _environment()
         .get_template("report.html")
@@ -91,9 +92,8 @@ def render(
             headline=_headline(run, in_metres),
             script=Markup(script),  # noqa: S704 - our own files, and nothing else
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            map=overview.facts(threshold, _insets(details), in_metres),
-            shown=overview.shown(in_metres),
-            pixel=_pixel(overview),
+            map=shown,
+            about=f"{overview.shown(in_metres)} {_pixel(overview, shown)}",
             still=draw_picture(still, _STILL_BUDGET, still_gsd),
             details=list(zip(pictures, (_address(overview, detail) for detail in details), strict=True)),
             threshold=threshold,
@@ -139,16 +139,14 @@ def _css(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _pixel(overview: Overview) -> str:
+def _pixel(overview: Overview, shown: Mapping[str, Any]) -> str:
     """Say what a pixel of the map's imagery is."""
-    side = overview.shrink
+    side = overview.shrink * shown["imagery"][-1]["factor"]
     if side == 1:
         return "The imagery is shown pixel for pixel."
     size = f" ({say.metres(overview.ground[0] * side)})" if overview.ground else ""
-    return (
-        f"At its finest the imagery is shown with a pixel for {side} × {side} of the mosaic{size}, and whole where the"
-        " details below are."
-    )
+    whole = ", and whole where the details below are" if shown["insets"] else ""
+    return f"At its finest the imagery is shown with a pixel for {side} × {side} of the mosaic{size}{whole}."
 
 
 def _insets(details: Sequence[Preview]) -> list[dict[str, Any]]:

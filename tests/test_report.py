@@ -359,6 +359,7 @@ def test_what_the_map_leaves_out_is_said() -> None:
     text = Page(render(run, overview(footprints=some), [], histogram(10))).text
     assert f"Drawn are the {some.drawn} largest of 99 footprints, from {some.smallest:.1f} m² on" in text
     assert "a pixel for 100 × 100 of the mosaic (50 m)" in text
+    assert "details below" not in text
     assert "pixel for pixel" in Page(render(run, overview(shrink=1), [], histogram(10))).text
 
 
