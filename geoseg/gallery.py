@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from geoseg.aoi import apply_affine
 from geoseg.areas import AreaHistogram
+from geoseg.block import sums
 from geoseg.footprints import Footprints
 from geoseg.journal import BlockRecord
 from geoseg.layout import ground_size
@@ -181,15 +182,12 @@ def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.obje
 
 
 def means(values: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Return means over squares of ``factor`` pixels, at most 256; smaller squares at the right and bottom."""
-    height, width = values.shape
-    values = np.pad(values, ((0, -height % factor), (0, -width % factor)))
-    # Strided sums: several times as fast as a sum over axes of a few elements.
-    rows = sum((values[first::factor] for first in range(1, factor)), values[::factor].astype(np.uint16))
-    total = sum((rows[:, first::factor] for first in range(1, factor)), rows[:, ::factor].astype(np.uint32))
-    count = np.multiply.outer(
-        *(np.minimum(factor, side - np.arange(0, side, factor)).astype(np.uint32) for side in (height, width))
-    )
+    """Return means over squares of ``factor`` pixels; over what is there at the right and bottom."""
+    if factor == 1:
+        return values
+    total = sums(values, factor, np.uint32)
+    height, width = (np.minimum(factor, side - np.arange(0, side, factor)) for side in values.shape)
+    count = np.multiply.outer(height, width)
     mean: NDArray[np.uint8] = ((total + count // 2) // count).astype(np.uint8)
     return mean
 

@@ -14,6 +14,7 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+from affine import Affine
 from browser import Tab, browsing
 from parts import run
 from test_report import HOSTILE, full_run, histogram, overview, preview
@@ -48,7 +49,7 @@ def tab(browser: Tab, report: Path) -> Iterator[Tab]:
     browser.open(report.as_uri(), SIZE)
     yield browser
     assert browser.console == []
-    assert {address for address in browser.asked if not address.startswith("data:")} == {report.as_uri()}
+    assert {address for address in browser.asked if not address.startswith("data:")} <= {report.as_uri()}
 
 
 def view(tab: Tab) -> dict[str, str]:
@@ -343,6 +344,24 @@ def test_outlines_are_crisp_at_every_zoom(tab: Tab, report: Path) -> None:
         assert len(rows) > 100
         # Two pixels of the screen, and what an outline may leave its own by; not pixels of the imagery.
         assert away.max() < (2.2 / z + 0.25 + 0.125) * 0.5
+
+
+def test_degrees_are_as_wide_as_on_the_ground(tab: Tab, tmp_path: Path) -> None:
+    # At 60° north a degree of longitude is half as long as one of latitude.
+    page = tmp_path / "report.html"
+    grid = Affine(1e-5, 0, 25, 0, -1e-5, 60)
+    there = overview(100, 200, shrink=1, transform=grid, crs="EPSG:4326", geographic=True, ground=(0.557, 1.114))
+    write_report(page, full_run(), there, [], histogram(10))
+    tab.open(page.as_uri(), SIZE)
+    left, top, width, height = stage(tab)
+    z = 0.98 * min(width / 200, height / 200)
+    assert text(tab, "position") == "centre: longitude 25.001000 · latitude 59.999500 · EPSG:4326"
+    tab.mouse("mouseMoved", left + width / 2 - 50 * z, top + height / 2 - 50 * z)
+    tab.rest()
+    assert text(tab, "position") == "longitude 25.000500 · latitude 59.999750 · EPSG:4326"
+    # The fixture expects to have seen one page only.
+    assert {address for address in tab.asked if not address.startswith("data:")} >= {page.as_uri()}
+    tab.asked.clear()
 
 
 # --- one building
