@@ -19,7 +19,8 @@ The flow, one way, one module a stage::
 * :mod:`geoseg.spool` keeps buildings in order on the disk; :mod:`geoseg.footprints` puts them on the map.
 * :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
 * :mod:`geoseg.block` is what a worker does; :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the
-  files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows, :mod:`geoseg.cli` has the commands.
+  files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows (:mod:`geoseg.overview` is its map),
+  :mod:`geoseg.cli` has the commands.
 * :mod:`geoseg.delivery` hands results on: :mod:`geoseg.postgis` (at :mod:`geoseg.database`) to a database,
   :mod:`geoseg.stac` to catalogues, :mod:`geoseg.project` (with :mod:`geoseg.vrt`, :mod:`geoseg.style`) to QGIS.
 * :mod:`geoseg.qgis` has the plugin for QGIS, which runs geoseg in an environment of its own.

@@ -214,11 +214,24 @@ def shrunk(unit: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> 
 
     Ragged right and bottom sides average over what is there; squares without data are black.
     """
-    height, width = valid.shape
-    pad = ((0, -height % factor), (0, -width % factor))
-    weight = np.pad(valid, pad).astype(np.float32)
-    values = np.pad(unit * valid, ((0, 0), *pad))
-    rows, cols = weight.shape[0] // factor, weight.shape[1] // factor
-    count = weight.reshape(rows, factor, cols, factor).sum((1, 3))
-    total = values.reshape(3, rows, factor, cols, factor).sum((2, 4))
+    count = sums(valid, factor, np.float32)
+    total = sums(unit if valid.all() else unit * valid, factor, np.float32)
     return np.rint(255 * total / np.maximum(count, 1)).astype(np.uint8)
+
+
+def sums(values: NDArray[Any], factor: int, dtype: type[np.generic]) -> NDArray[Any]:
+    """Return sums over squares of ``factor`` pixels of the last two axes, at the right and bottom of what there is."""
+    if factor == 1:
+        return values.astype(dtype, copy=False)
+    height, width = values.shape[-2:]
+    if height % factor or width % factor:
+        none = [(0, 0)] * (values.ndim - 2)
+        values = np.pad(values, [*none, (0, -height % factor), (0, -width % factor)])
+    # Strided sums: several times as fast as a sum over axes of a few elements.
+    rows = values[..., ::factor, :].astype(dtype)
+    for first in range(1, factor):
+        rows += values[..., first::factor, :]
+    summed = rows[..., ::factor].copy()
+    for first in range(1, factor):
+        summed += rows[..., first::factor]
+    return summed

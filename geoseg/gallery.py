@@ -17,18 +17,20 @@ from numpy.typing import NDArray
 
 from geoseg.aoi import apply_affine
 from geoseg.areas import AreaHistogram
+from geoseg.block import sums
 from geoseg.footprints import Footprints
 from geoseg.journal import BlockRecord
+from geoseg.layout import ground_size
+from geoseg.overview import FOOTPRINTS_BUDGET, Overview
+from geoseg.packing import Packer
 from geoseg.picture import Preview
-from geoseg.segment import Plan
+from geoseg.segment import Plan, crs_name
 from geoseg.tiling import Rect, Tiling
 
 DETAIL = 512
 """Side in pixels of the report's full-resolution pictures."""
 DETAILS = 4
 """How many of them."""
-MOST_OUTLINES = 20_000
-"""Outlines drawn over the report's overview; beyond, it shows the probability instead."""
 
 
 @dataclass
@@ -81,10 +83,10 @@ class Tally:
         for name, value in record.facts["seconds"].items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         row, col = core.row0 // self.shrink, core.col0 // self.shrink
-        height, width = record.thumbnail.shape[1:]
+        height, width = (-(-side // self.shrink) for side in core.shape)
         there = slice(row, row + height), slice(col, col + width)
-        self.overview[:, *there] = record.thumbnail
-        self.grey[there] = record.probability[:: self.shrink, :: self.shrink]
+        self.overview[:, *there] = fitted(record.thumbnail, (height, width))
+        self.grey[there] = means(record.probability, self.shrink)
         self.seen[there] = record.valid[:: self.shrink, :: self.shrink]
         self._pick(core, record)
 
@@ -124,32 +126,34 @@ class Drawn:
         self._inverse = ~planned.mosaic.transform
         self._boxes = [shapely.box(r.col0, r.row0, r.col1, r.row1) for r in self._rects]
         self._near: list[list[shapely.Polygon]] = [[] for _ in self._rects]
-        self._all: list[shapely.Polygon] = []
-        self._count = 0
+        self._packer = Packer(FOOTPRINTS_BUDGET)
         self.areas = AreaHistogram()
 
     def watch(self, batches: Iterable[Footprints]) -> Iterator[Footprints]:
         """Yield the batches unchanged."""
         for batch in batches:
             self.areas.add(batch.area_m2)
-            self._count += len(batch)
             pixels = _in_pixels(batch.polygons, self._inverse)
             for kept, box in zip(self._near, self._boxes, strict=True):
                 kept.extend(pixels[shapely.intersects(pixels, box)])
-            if self._count <= MOST_OUTLINES:
-                small = Affine.scale(1 / self._tally.shrink)
-                self._all.extend(shapely.simplify(_in_pixels(pixels, small), 0.3))
-            else:
-                self._all.clear()
+            self._packer.add(pixels, batch.id, batch.area_m2, batch.probability)
             yield batch
 
-    def previews(self, probability: Path) -> tuple[Preview, list[Preview]]:
+    def previews(self, probability: Path) -> tuple[Overview, list[Preview]]:
         """Return the overview and the details."""
-        tally = self._tally
-        rows, cols = self._planned.mosaic.shape
-        about = "every building" if self._all or not self._count else "probability: too many buildings to draw"
-        overview = Preview(
-            tally.overview, tally.seen, self._all, f"The whole mosaic, {cols} × {rows} pixels: {about}", tally.grey
+        tally, mosaic = self._tally, self._planned.mosaic
+        rows, cols = mosaic.shape
+        overview = Overview(
+            rgb=tally.overview,
+            valid=tally.seen,
+            probability=tally.grey,
+            shrink=tally.shrink,
+            shape=mosaic.shape,
+            footprints=self._packer.packed(),
+            transform=mosaic.transform if mosaic.georeferenced else None,
+            crs=crs_name(mosaic) if mosaic.crs is not None else "",
+            geographic=mosaic.crs is not None and mosaic.crs.geographic,
+            ground=ground_size(mosaic.wkt, mosaic.transform, cols / 2, rows / 2),
         )
         return overview, [self._detail(i, probability) for i in range(len(self._rects))]
 
@@ -168,6 +172,7 @@ class Drawn:
             list(shifted),
             f"Rows {rect.row0}–{rect.row1 - 1}, columns {rect.col0}–{rect.col1 - 1}, full resolution",
             grey,
+            (rect.col0, rect.row0, rect.col1, rect.row1),
         )
 
 
@@ -176,3 +181,22 @@ def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.obje
         polygons, lambda xy: np.column_stack(apply_affine(affine, xy[:, 0], xy[:, 1]))
     )
     return moved
+
+
+def means(values: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Return means over squares of ``factor`` pixels; over what is there at the right and bottom."""
+    if factor == 1:
+        return values
+    total = sums(values, factor, np.uint32)
+    height, width = (np.minimum(factor, side - np.arange(0, side, factor)) for side in values.shape)
+    count = np.multiply.outer(height, width)
+    mean: NDArray[np.uint8] = ((total + count // 2) // count).astype(np.uint8)
+    return mean
+
+
+def fitted(thumbnail: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return ``(3, h, w)`` at a shape, by nearest neighbour: a block kept from before may be of another overview."""
+    if thumbnail.shape[1:] == shape:
+        return thumbnail
+    rows, cols = (np.arange(side) * had // side for side, had in zip(shape, thumbnail.shape[1:], strict=True))
+    return thumbnail[:, rows[:, None], cols]

@@ -41,9 +41,13 @@ INFERNO = (
 )
 """Anchors of the colour map "inferno" of Stéfan van der Walt and Nathaniel Smith (CC0), even steps."""
 
+SIMPLIFIED_CORNERS = 4000
+"""An outline with more is not simplified: GEOS recurses, as deep as there are corners at worst, and a giant would
+overflow the stack and end the process."""
+
 _UNITS_PER_PIXEL = 10  # outlines are stored as whole tenths of a picture pixel
 _TINT_LEVELS = 8
-_NO_DATA = (128, 134, 140)
+NO_DATA = (128, 134, 140)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Preview:
     """One line under the picture."""
     probability: NDArray[np.uint8] | None = None
     """``(h, w)``, 255 = certain; None when there is none to show."""
+    place: tuple[int, int, int, int] | None = None
+    """Left, upper, right and lower side in pixels of the mosaic; None where it is of no one place."""
 
     def __post_init__(self) -> None:
         if self.rgb.ndim != 3 or self.rgb.shape[0] != 3 or 0 in self.rgb.shape:
@@ -157,7 +163,9 @@ def outline_path(outlines: Sequence[Polygon] | None, shape: tuple[int, int], lim
     parts = shapely.get_parts(np.asarray(list(outlines), dtype=object))
     height, width = shape
     parts = parts[shapely.intersects(shapely.envelope(parts), shapely.box(0, 0, width, height))]
-    rings = shapely.get_rings(shapely.simplify(parts, 0.3))
+    giants = shapely.get_num_coordinates(parts) > SIMPLIFIED_CORNERS
+    around = shapely.clip_by_rect(parts[giants], -9, -9, width + 9, height + 9)
+    rings = shapely.get_rings(np.concatenate([shapely.simplify(parts[~giants], 0.3), shapely.get_parts(around)]))
     points, owner = shapely.get_coordinates(rings, return_index=True)
     whole = np.rint(points * _UNITS_PER_PIXEL).astype(np.int64)
     starts = np.flatnonzero(np.diff(owner)) + 1
@@ -207,13 +215,13 @@ def _hatch(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _hatch_colours() -> dict[int, tuple[int, int, int, int]]:
-    red, green, blue = _NO_DATA
-    return {0: (0, 0, 0, 0), 1: (*_NO_DATA, 255), 2: (red + 24, green + 24, blue + 24, 255)}
+    red, green, blue = NO_DATA
+    return {0: (0, 0, 0, 0), 1: (*NO_DATA, 255), 2: (red + 24, green + 24, blue + 24, 255)}
 
 
 def _filled(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
     # A flat colour costs nothing and rings less at the border than the black that is often there.
-    return np.where(valid, rgb, np.array(_NO_DATA, dtype=np.uint8)[:, None, None])
+    return np.where(valid, rgb, np.array(NO_DATA, dtype=np.uint8)[:, None, None])
 
 
 def _heat(chance: NDArray[Any]) -> NDArray[np.uint8]:
@@ -227,7 +235,7 @@ def _jpeg(pixels: NDArray[np.uint8], budget: float) -> str:
     """Return ``(3, h, w)`` as a data URI within ``budget``: lower quality first, then fewer pixels."""
     while True:
         for quality in (88, 80, 70, 60):
-            uri = _data_uri("jpeg", _encoded(pixels, "JPEG", QUALITY=quality))
+            uri = data_uri("jpeg", _encoded(pixels, "JPEG", QUALITY=quality))
             if len(uri) <= budget or max(pixels.shape[1:]) <= 16:
                 return uri
         pixels = _halved(pixels)
@@ -236,7 +244,7 @@ def _jpeg(pixels: NDArray[np.uint8], budget: float) -> str:
 def _png(indices: NDArray[np.uint8], colours: dict[int, tuple[int, int, int, int]], budget: float) -> str:
     """Return ``(h, w)`` palette indices as a data URI within ``budget``, dropping pixels if need be."""
     while True:
-        uri = _data_uri("png", _encoded(indices[None], "PNG", colours, ZLEVEL=6))
+        uri = data_uri("png", _encoded(indices[None], "PNG", colours, ZLEVEL=6))
         if len(uri) <= budget or max(indices.shape) <= 16:
             return uri
         indices = indices[::2, ::2]
@@ -266,7 +274,8 @@ def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Return an image of a kind (``jpeg``) as an address that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

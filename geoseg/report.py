@@ -1,43 +1,49 @@
 """``report.html``: one run of ``geoseg segment`` on one page that needs nothing but itself.
 
-The page has no script, and its content policy forbids loading anything: it can be forwarded,
-archived, or opened from a disc. File names, model cards and error messages come from outside; all
-of them pass through jinja2's autoescape, none around it. Every part is bounded (outlines, pictures,
-rows of tables), so that the page of a whole city stays under :data:`PAGE_BYTES`.
+The page's content policy forbids loading anything and running any script but its own, which draws the map: it can be
+forwarded, archived, or opened from a disc. Without scripts it shows a still picture in the map's place. File names,
+model cards and error messages come from outside; all of them pass through jinja2's autoescape or, for the script,
+its ``tojson``, none around them. Every part is bounded (footprints, pictures, rows of tables), so that the page of a
+whole city stays under :data:`PAGE_BYTES`.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from geoseg import wording as say
 from geoseg.areas import AreaHistogram
 from geoseg.chart import draw_chart
+from geoseg.overview import Overview
 from geoseg.picture import INFERNO, OUTLINE, Budget, Preview, draw_picture
 from geoseg.write import replacing
 
-PAGE_BYTES = 6_000_000
+PAGE_BYTES = 16_000_000
 """A page is not larger than this, whatever the run."""
 
 MAX_ROWS = 200
 """Rows of a table; the rest is counted and left to ``run.json``."""
 
-# Together 5.3 MB, which leaves 0.7 MB of PAGE_BYTES for text and tables.
-_OVERVIEW_BUDGET = Budget(1_000_000, 450_000, 120_000, 800_000)
+# Together 3.2 MB; with the 11.9 MB of the map (see geoseg.overview) that leaves 0.9 MB of PAGE_BYTES for text.
+_STILL_BUDGET = Budget(150_000, 60_000, 40_000, 0)
 _DETAILS_BUDGET = Budget(1_500_000, 650_000, 180_000, 400_000)
 
 
 def write_report(
     path: Path,
     run: Mapping[str, Any],
-    overview: Preview,
+    overview: Overview,
     details: Sequence[Preview],
     areas_m2: AreaHistogram,
 ) -> None:
@@ -60,72 +66,104 @@ def write_report(
 
 def render(
     run: Mapping[str, Any],
-    overview: Preview,
+    overview: Overview,
     details: Sequence[Preview],
     areas_m2: AreaHistogram,
 ) -> str:
     """Return the page as text; see :func:`write_report`."""
     ground = say.number(_get(run, "mosaic", "ground_gsd_m"))
     in_metres = ground is not None or "mosaic" not in run
-    if not overview.outlines and say.number(_get(run, "counts", "buildings")):
-        overview = replace(overview, outlines=None)
     outputs = _outputs(run)
     share = 1 / max(len(details), 1)
-    wide, tall = (say.number(_get(run, "mosaic", key)) for key in ("width", "height"))
-    pictures = [
-        draw_picture(overview, _OVERVIEW_BUDGET, _overview_gsd(overview, ground, wide, tall)),
-        *(draw_picture(detail, _DETAILS_BUDGET.times(share), ground) for detail in details),
-    ]
-    return _template().render(
-        title=_title(run),
-        subtitle=_subtitle(run),
-        status=_status(run),
-        failures=_Rows.of(run.get("failures"), _failure),
-        headline=_headline(run, in_metres),
-        overview=pictures[0],
-        details=pictures[1:],
-        threshold=_threshold(run),
-        chart=draw_chart(areas_m2, in_metres),
-        facts=_facts(run),
-        settings=_pairs(_get(run, "settings")),
-        versions=_pairs(_get(run, "versions")),
-        timings=_timings(run),
-        model=_model(run),
-        inputs=_Rows.of(run.get("inputs"), _input),
-        outputs=outputs,
-        vector=next((path for _, path, _ in outputs if path.endswith(_VECTORS)), "buildings.gpkg"),
-        command=say.text(run.get("command"), 4 * say.MAX_TEXT),
-        version=say.text(run.get("geoseg")),
-        in_metres=in_metres,
-        colours=[_css(colour) for colour in INFERNO],
-        outline=_css(OUTLINE),
+    still = overview.still()
+    still_gsd = overview.ground[0] * overview.shape[1] / still.shape[1] if overview.ground else None
+    pictures = [draw_picture(detail, _DETAILS_BUDGET.times(share), ground) for detail in details]
+    threshold = _threshold(run)
+    script = _script()
+    shown = overview.facts(threshold, _insets(details), in_metres)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=_title(run),
+            subtitle=_subtitle(run),
+            status=_status(run),
+            failures=_Rows.of(run.get("failures"), _failure),
+            headline=_headline(run, in_metres),
+            script=Markup(script),  # noqa: S704 - our own files, and nothing else
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            map=shown,
+            about=f"{overview.shown(in_metres)} {_pixel(overview, shown)}",
+            still=draw_picture(still, _STILL_BUDGET, still_gsd),
+            details=list(zip(pictures, (_address(overview, detail) for detail in details), strict=True)),
+            threshold=threshold,
+            chart=draw_chart(areas_m2, in_metres),
+            facts=_facts(run),
+            settings=_pairs(_get(run, "settings")),
+            versions=_pairs(_get(run, "versions")),
+            timings=_timings(run),
+            model=_model(run),
+            inputs=_Rows.of(run.get("inputs"), _input),
+            outputs=outputs,
+            vector=next((path for _, path, _ in outputs if path.endswith(_VECTORS)), "buildings.gpkg"),
+            command=say.text(run.get("command"), 4 * say.MAX_TEXT),
+            version=say.text(run.get("geoseg")),
+            in_metres=in_metres,
+            colours=[_css(colour) for colour in INFERNO],
+            outline=_css(OUTLINE),
+        )
     )
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("geoseg", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
+
+
+@cache
+def _script() -> str:
+    """Return the page's script as it stands in the page; its hash lets it, and nothing else, run."""
+    loader = _environment().loader
+    assert loader is not None  # noqa: S101 - for the type checker; set above
+    parts = [loader.get_source(_environment(), name)[0] for name in ("footprints.js", "tiles.js", "map.js")]
+    return "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])
 
 
 def _css(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _overview_gsd(overview: Preview, ground: float | None, wide: float | None, tall: float | None) -> float | None:
-    if not (ground and wide and tall):
-        return None
-    height, width = overview.shape
-    # An overview of another shape than the mosaic's is not of the whole of it. Sides were rounded.
-    if abs(wide / width - tall / height) > 0.02 * wide / width + wide / width**2:
-        return None
-    return ground * wide / width
+def _pixel(overview: Overview, shown: Mapping[str, Any]) -> str:
+    """Say what a pixel of the map's imagery is."""
+    side = overview.shrink * shown["imagery"][-1]["factor"]
+    if side == 1:
+        return "The imagery is shown pixel for pixel."
+    size = f" ({say.metres(overview.ground[0] * side)})" if overview.ground else ""
+    whole = ", and whole where the details below are" if shown["insets"] else ""
+    return f"At its finest the imagery is shown with a pixel for {side} × {side} of the mosaic{size}{whole}."
+
+
+def _insets(details: Sequence[Preview]) -> list[dict[str, Any]]:
+    """Return which figures of the page the map also shows, and where."""
+    return [
+        {"id": f"detail{number}", "place": detail.place} for number, detail in enumerate(details, 1) if detail.place
+    ]
+
+
+def _address(overview: Overview, detail: Preview) -> str:
+    """Return the map's view of a detail, as the part of an address behind the ``#``; empty where it has no place."""
+    if detail.place is None:
+        return ""
+    left, top, right, bottom = detail.place
+    col, row = (left + right) / 2, (top + bottom) / 2
+    x, y = overview.transform @ (col, row) if overview.transform else (col, row)
+    return f"#x={x:.12g}&y={y:.12g}&z=1&layers=imagery,footprints" if math.isfinite(x + y) else ""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from geoseg.checkpoint import Model
     from geoseg.mosaic import Mosaic
 
-OVERVIEW = 1600
-"""Longest side, in pixels, of the overview picture in the report."""
+OVERVIEW = 25_000_000
+"""Most pixels of the overview in the report: a tile of 5000 × 5000 is shown whole, and the driver holds 125 MB."""
 HOPELESS = 8
 """When so many blocks fail in a row and none has succeeded, the run stops: it is not the blocks."""
 STREAMED = ("unet11", "unet16")
@@ -152,7 +152,7 @@ def _tiling(shape: tuple[int, int], settings: Settings, model: Model) -> Tiling:
 def _shrink(shape: tuple[int, int], core: int) -> int:
     """Return the power of two, a divisor of the core, that brings the mosaic down to the overview's size."""
     factor = 1
-    while max(shape) > OVERVIEW * factor and core % (2 * factor) == 0:
+    while shape[0] * shape[1] > OVERVIEW * factor**2 and core % (2 * factor) == 0:
         factor *= 2
     return factor
 

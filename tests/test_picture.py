@@ -77,3 +77,14 @@ def test_path_keeps_what_shows(discs: list[tuple[float, float, float]]) -> None:
 def test_preview_refuses_what_does_not_fit(changes: dict[str, Any], quoted: str) -> None:
     with pytest.raises(SettingError, match=quoted):
         preview(**changes)
+
+
+def test_a_giant_is_cut_to_the_picture() -> None:
+    # Deep enough a recursion to end the process, were it simplified as it is.
+    steps = np.repeat(np.arange(60_000), 2)
+    giant = Polygon([*np.column_stack([steps[1:], steps[:-1]]), (0, 60_000)])
+    path = outline_path([giant], (48, 64), 10**6)
+    assert path is not None
+    (ring,) = _rings(path)
+    assert len(ring) < 300
+    assert Polygon(ring).intersection(box(0, 0, 64, 48)).equals(giant.intersection(box(0, 0, 64, 48)))

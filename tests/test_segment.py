@@ -710,7 +710,7 @@ def test_overview_is_the_mean_of_valid_pixels(factor: int) -> None:
 
 
 def test_overview_of_blocks_fits_together(city: Path, narrow_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OVERVIEW", 40)
+    monkeypatch.setattr(module, "OVERVIEW", 40 * 40)
     made = module.plan(city, Settings.of({"model": str(narrow_model), "cell": 64, "core": 64}))
     assert made.job.shrink == 8
     assert replace(made.job, threshold=0.1).shrink == 8
