@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from geoseg.workers import threads_of_worker
 
 if TYPE_CHECKING:
     from geoseg.mosaic import Mosaic, Pixels
-    from geoseg.predict import Predictor, Scaling
+    from geoseg.predict import Predictor
+    from geoseg.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def predictor_of(job: Job) -> Predictor:
         return _predictors[key]
 
 
+def _try_predictor(job: Job) -> None:
+    with suppress(Exception):
+        predictor_of(job)
+
+
 @dataclass(frozen=True)
 class Computed:
     """What a block yields, as it travels."""
@@ -92,6 +99,9 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     from geoseg.raster import gdal_env
 
     clock = time.perf_counter()
+    if not _predictors:
+        # The first block is read while the model loads; what goes wrong there is told where it is asked for again.
+        threading.Thread(target=_try_predictor, args=(job,), name="model", daemon=True).start()
     block = job.tiling.block(*index)
     with gdal_env():
         pixels, wanted, windows = _read(job, block)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from geoseg.block import Job, run_block
@@ -22,10 +24,11 @@ from geoseg.journal import Journal
 from geoseg.progress import Progress, open_progress
 from geoseg.settings import Settings
 from geoseg.tiling import ALIGN, Tiling, ceil_to
+from geoseg.warm import warm_up
 
 if TYPE_CHECKING:
     from geoseg.card import ModelCard
-    from geoseg.checkpoint import Model
+    from geoseg.checkpoint import ModelFile
     from geoseg.mosaic import Mosaic
 
 OVERVIEW = 1600
@@ -84,11 +87,12 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
         ModelError: The model cannot be used.
         SettingError: Settings that do not fit the inputs or the model.
     """
-    from geoseg.checkpoint import load_model
+    from geoseg.checkpoint import look_at_model
     from geoseg.mosaic import open_mosaic
-    from geoseg.predict import Scaling, building_class
+    from geoseg.scaling import Scaling, building_class
 
-    model = load_model(settings.model)
+    # Not loaded: torch takes seconds and hundreds of megabytes, and only workers need it.
+    model = look_at_model(settings.model)
     card = model.card
     building_class(card)
     names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
@@ -126,7 +130,7 @@ def _card_bands(card: ModelCard) -> tuple[int, int, int] | None:
     return None if tuple(card.bands) == (1, 2, 3) else tuple(card.bands)  # type: ignore[return-value]
 
 
-def _tiling(shape: tuple[int, int], settings: Settings, model: Model) -> Tiling:
+def _tiling(shape: tuple[int, int], settings: Settings, model: ModelFile) -> Tiling:
     card = model.card
     taper = settings.taper or 0
     if isinstance(settings.halo, int):
@@ -166,7 +170,7 @@ def _notes(mosaic: Mosaic, card: ModelCard, settings: Settings, tiling: Tiling) 
         yield f"blocks are {tiling.core} px: whole cells of {tiling.cell}"
 
 
-def _identity(mosaic: Mosaic, model: Model, job: Job) -> dict[str, Any]:
+def _identity(mosaic: Mosaic, model: ModelFile, job: Job) -> dict[str, Any]:
     import geoseg
 
     return {
@@ -233,9 +237,10 @@ def segment(
     chosen = Settings.of(settings)
     shown = progress if isinstance(progress, Progress) else open_progress(progress or chosen.progress)
     started = time.time()
-    from geoseg import finish
+    if chosen.scheduler is None and chosen.workers != 0:
+        warm_up()
     from geoseg.delivery import check_database
-    from geoseg.vector import check_format
+    from geoseg.formats import check_format
 
     planned = plan(inputs, chosen)
     _check_out(planned, Path(out))
@@ -256,6 +261,8 @@ def segment(
         clock = time.perf_counter()
         computed = compute(planned, chosen, journal, shown)
         timings = {"blocks": time.perf_counter() - clock}
+        from geoseg import finish
+
         return finish.write_all(planned, chosen, journal, computed, shown, timings, started)
 
 
@@ -306,6 +313,8 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
         # A local worker that is bound to one GPU sees it as the first and only one.
         device = planned.job.device if count == 0 else planned.job.device.partition(":")[0]
         job = replace(planned.job, threads=workers.threads, device=device)
+        # What comes after the blocks takes a second to import, and this process has little to do until then.
+        Thread(target=import_module, args=("geoseg.finish",), name="imports", daemon=True).start()
         for index, outcome in workers.map(run_block, job, indices):
             if isinstance(outcome, Exception):
                 failed[index] = _failure(outcome)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from geoseg.errors import SettingError
+from geoseg.formats import FORMATS
 from geoseg.progress import KINDS
 
 CELL = 1536
 """Side of a lattice cell. Larger windows waste less on halos and take more memory: about 3 GB for this one."""
 CORE = 1536
 """Side of a block's core unless ``--core`` says otherwise."""
-FORMATS = ("gpkg", "fgb", "parquet", "geojson")
 
 _KINDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "text": ((str,), ("model", "aoi", "scheduler", "device", "precision", "progress", "postgis_table", "postgis_mode")),

@@ -6,8 +6,8 @@ The imagery is one tile of a synthetic city (5000 × 5000 pixels hold about 4400
 blurred, with smooth noise on it so that outlines are as ragged as a network's. All else is the code that users run, in
 one process: planning, reading, blending, parts, journal, rasters, join, outlines, files, report.
 
-First the stages one by one, in nanoseconds of one core per pixel (libraries are held to one thread, so that what they do
-counts where it was asked for), and their share of the whole; the same mask through ``rasterio.features.shapes`` and
+First the stages one by one, in nanoseconds of one core per pixel (libraries are held to one thread, so that what they
+do counts where it was asked for), and their share of the whole; the same mask through ``rasterio.features.shapes`` and
 ``scipy.ndimage.label`` in the same run. Then the whole once more as it is, with threads: wall time and processor time
 per pixel, and the share of a run whose network takes ``--network`` nanoseconds of wall time a pixel.
 """
