@@ -35,6 +35,7 @@ from scipy import ndimage
 import geoseg.areas
 import geoseg.blend
 import geoseg.block
+import geoseg.cog
 import geoseg.delivery
 import geoseg.finish
 import geoseg.footprints
@@ -71,7 +72,7 @@ STAGES: tuple[tuple[str, object, str], ...] = (
     ("spool", geoseg.spool.Spool, "add"),
     ("spool", geoseg.spool.Spool, "batches"),
     ("rasters: tiles", geoseg.write.CogWriter, "write"),
-    ("rasters: copy", geoseg.write, "_copy"),
+    ("rasters: file", geoseg.cog.Cog, "finish"),
     ("rasters: rest", geoseg.finish, "_write_rasters"),
     ("outlines", geoseg.footprints, "_simplified"),
     ("footprints: filter", geoseg.footprints, "_filtered"),
