@@ -123,7 +123,7 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
 
     parts = block_parts(mask, grey, block.core).to_bytes()
     inner = block.core.slices(pixels.rect)
-    thumbnail = shrunk(job.scaling.unit(pixels.values[:, *inner]), pixels.valid[inner], job.shrink)
+    thumbnail = shrunk(pixels.values[:, *inner], pixels.valid[inner], job.scaling, job.shrink)
     seconds["vectorise"] = time.perf_counter() - clock
     facts = {
         "windows": len(windows),
@@ -179,16 +179,34 @@ def _empty(job: Job, block: Block, problems: list[dict[str, Any]]) -> Computed:
     return Computed(BlockRecord(grey, nothing, nothing, small, parts, facts).to_bytes(), not problems, 0)
 
 
-def shrunk(unit: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.uint8]:
-    """Return ``(3, H, W)`` values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
+def shrunk(values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling, factor: int) -> NDArray[np.uint8]:
+    """Return ``(3, H, W)`` stored values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
 
     Ragged right and bottom sides average over what is there; squares without data are black.
     """
-    height, width = valid.shape
-    pad = ((0, -height % factor), (0, -width % factor))
-    weight = np.pad(valid, pad).astype(np.float32)
-    values = np.pad(unit * valid, ((0, 0), *pad))
-    rows, cols = weight.shape[0] // factor, weight.shape[1] // factor
-    count = weight.reshape(rows, factor, cols, factor).sum((1, 3))
-    total = values.reshape(3, rows, factor, cols, factor).sum((2, 4))
-    return np.rint(255 * total / np.maximum(count, 1)).astype(np.uint8)
+    low, high = scaling.low, scaling.high
+    kind: Any = values.dtype
+    if kind.kind == "f" or np.iinfo(kind).min < low or np.iinfo(kind).max > high:
+        values = np.clip(values.astype(np.float64), low, high)
+    count = _sums(valid, factor)
+    if not valid.all():
+        values = np.where(valid, values, values.dtype.type(0))
+    total = _sums(values, factor)
+    mean = (total / np.maximum(count, 1) - low) / (high - low)
+    return np.where(count > 0, np.rint(255 * mean), 0).astype(np.uint8)
+
+
+def _sums(values: NDArray[np.generic], factor: int) -> NDArray[np.float64]:
+    """Return the sums of squares of ``factor`` pixels along the last two axes, smaller ones at the right and bottom."""
+    # Whole numbers stay such, which is exact and quick; rows first, as they lie in memory.
+    kind = np.float64 if values.dtype.kind == "f" else np.int64 if values.dtype.itemsize > 2 else np.uint32
+    height, width = (-(-side // factor) for side in values.shape[-2:])
+    rows = np.zeros((*values.shape[:-2], height, values.shape[-1]), kind)
+    total = np.zeros((*values.shape[:-2], height, width), kind)
+    for step in range(factor):
+        part = values[..., step::factor, :]
+        rows[..., : part.shape[-2], :] += part
+    for step in range(factor):
+        part = rows[..., step::factor]
+        total[..., : part.shape[-1]] += part
+    return total.astype(np.float64)

@@ -120,7 +120,7 @@ class _Piece:
 class _Level:
     """The raster or one of its overviews: packed tiles in a file, and pieces of tiles that are not whole yet."""
 
-    def __init__(self, shape: tuple[int, int], tiles: BinaryIO, pieces: BinaryIO) -> None:
+    def __init__(self, shape: tuple[int, int], tiles: BinaryIO, pieces: BinaryIO, largest: int) -> None:
         self.extent = Rect(0, 0, *shape)
         self.grid = (-(-shape[0] // TILE), -(-shape[1] // TILE))
         count = self.grid[0] * self.grid[1]
@@ -129,7 +129,10 @@ class _Level:
         self.sizes = np.zeros((2, count), np.uint32)
         """Bytes of the packed tile, and of its mask; 0 where there is none."""
         self.tiles, self._pieces = tiles, pieces
-        self._waiting: dict[int, list[tuple[Rect, int, int, int]]] = {}
+        self._waiting: dict[int, list[tuple[Rect, int]]] = {}
+        self._free: list[int] = []
+        self._slot = largest + ceil_to(largest, 8) // 8
+        """Bytes of a piece: a byte and a bit for each pixel."""
         self._end = 0
 
     def _rect(self, number: int) -> Rect:
@@ -153,27 +156,28 @@ class _Level:
                     yield number, own
                     continue
                 self._keep(number, own)
-                if sum(kept.area for kept, *_ in self._waiting[number]) >= tile.area:
+                if sum(kept.area for kept, _ in self._waiting[number]) >= tile.area:
                     yield number, self._whole(number)
 
     def _keep(self, number: int, piece: _Piece) -> None:
-        values, valid = packed(np.ascontiguousarray(piece.values)), packed(np.packbits(piece.valid))
-        self._pieces.seek(0, os.SEEK_END)
-        place = self._pieces.tell()
-        self._pieces.write(values + valid)
-        self._waiting.setdefault(number, []).append((piece.rect, place, len(values), len(valid)))
+        # As they are, in places that are used again: what waits at a time is a row of tiles.
+        place = self._free.pop() if self._free else self._pieces.seek(0, os.SEEK_END)
+        data = np.ascontiguousarray(piece.values).tobytes() + np.packbits(piece.valid).tobytes()
+        self._pieces.seek(place)
+        self._pieces.write(data.ljust(self._slot, b"\0"))
+        self._waiting.setdefault(number, []).append((piece.rect, place))
 
     def _whole(self, number: int) -> _Piece:
         """Put the pieces of a tile together; what did not come has no data."""
         tile = self._rect(number)
         values, valid = np.zeros(tile.shape, np.uint8), np.zeros(tile.shape, bool)
-        for rect, place, size, more in self._waiting.pop(number):
+        for rect, place in self._waiting.pop(number):
             self._pieces.seek(place)
-            data = self._pieces.read(size + more)
+            data = np.frombuffer(self._pieces.read(self._slot), np.uint8)
+            self._free.append(place)
             inside = rect.slices(tile)
-            values[inside] = np.frombuffer(zlib.decompress(data[:size]), np.uint8).reshape(rect.shape)
-            bits = np.frombuffer(zlib.decompress(data[size:]), np.uint8)
-            valid[inside] = np.unpackbits(bits, count=rect.area).reshape(rect.shape).astype(bool)
+            values[inside] = data[: rect.area].reshape(rect.shape)
+            valid[inside] = np.unpackbits(data[rect.area :], count=rect.area).reshape(rect.shape).astype(bool)
         return _Piece(tile, values, valid)
 
     def rest(self) -> Iterator[tuple[int, _Piece]]:
@@ -216,7 +220,7 @@ class Cog:
                 tiles, pieces = (
                     stack.enter_context(path.with_name(f"{kind}{number}").open("w+b")) for kind in ("tiles", "pieces")
                 )
-                self._levels.append(_Level((height, width), tiles, pieces))
+                self._levels.append(_Level((height, width), tiles, pieces, (TILE // 2) ** 2 if number else TILE**2))
                 if height <= TILE and width <= TILE:
                     break
                 number, height, width = number + 1, -(-height // 2), -(-width // 2)

@@ -198,6 +198,9 @@ def read_side_by_side(members: Iterable[tuple[Source, Rect]], rect: Rect, dtype:
         dtype: of the values.
         values: False reads the validity only.
     """
+    members = list(members)
+    if len(members) == 1 and members[0][1] == rect and members[0][0].dtype == str(np.dtype(dtype)):
+        return _read_native(members[0][0], _local_rect(members[0][0], rect), values)
     valid = np.zeros(rect.shape, bool)
     array = nothing(dtype, rect, values)
     problems: list[ReadProblem] = []
@@ -205,14 +208,18 @@ def read_side_by_side(members: Iterable[tuple[Source, Rect]], rect: Rect, dtype:
         rows, cols = common.slices(rect)
         if valid[rows, cols].all():
             continue
-        row, col = source.native.row0, source.native.col0
-        local = Rect(common.row0 - row, common.col0 - col, common.row1 - row, common.col1 - col)
-        part, has, lost = _read_native(source, local, values)
+        part, has, lost = _read_native(source, _local_rect(source, common), values)
         problems.extend(lost)
         if array is not None and part is not None:
             np.copyto(array[:, rows, cols], part, where=has & ~valid[rows, cols])
         valid[rows, cols] |= has
     return array, valid, tuple(problems)
+
+
+def _local_rect(source: Source, rect: Rect) -> Rect:
+    """Return a rectangle of the layer's pixels in the file's own."""
+    row, col = source.native.row0, source.native.col0
+    return Rect(rect.row0 - row, rect.col0 - col, rect.row1 - row, rect.col1 - col)
 
 
 def _read_native(source: Source, rect: Rect, values: bool = True) -> Part:

@@ -703,10 +703,13 @@ def test_overview_is_the_mean_of_valid_pixels(factor: int) -> None:
     unit = rng.random((3, 21, 16), dtype=np.float32)
     valid = rng.random((21, 16)) < 0.6
     valid[:8, :8] = False
-    small_image = shrunk(unit, valid, factor)
-    assert small_image.shape == (3, -(-21 // factor), -(-16 // factor))
-    for band, row, col, mean in slow_average(unit, valid, factor):
-        assert abs(small_image[band, row, col] - 255 * mean) <= 0.501
+    for dtype, low, high in (("float32", 0.0, 1.0), ("uint8", 0, 255), ("uint8", 20, 200), ("int16", -500, 9000)):
+        values = (low + (high - low) * (1.2 * unit - 0.1)).clip(0 if dtype == "uint8" else -1000, 10000).astype(dtype)
+        scaling = Scaling(low, high, (0, 0, 0), (1, 1, 1))
+        small_image = shrunk(values, valid, scaling, factor)
+        assert small_image.shape == (3, -(-21 // factor), -(-16 // factor))
+        for band, row, col, mean in slow_average(scaling.unit(values), valid, factor):
+            assert abs(small_image[band, row, col] - 255 * mean) <= 0.501
 
 
 def test_overview_of_blocks_fits_together(city: Path, narrow_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
