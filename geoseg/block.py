@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.journal import BlockRecord
-from geoseg.tiling import Block, Rect, Tiling, Window, ceil_to
+from geoseg.tiling import Block, Rect, Tiling, Window
 from geoseg.workers import threads_of_worker
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     seconds = {"read": time.perf_counter() - clock}
     problems = [asdict(problem) for problem in pixels.problems] if pixels is not None else []
     if pixels is None or not windows:
-        return _empty(job, block, problems)
+        return _empty(block, problems)
     clock = time.perf_counter()
     predictor = predictor_of(job)
     from geoseg.blend import blend
@@ -167,16 +167,15 @@ def _around(windows: Iterable[Window]) -> Rect:
     )
 
 
-def _empty(job: Job, block: Block, problems: list[dict[str, Any]]) -> Computed:
+def _empty(block: Block, problems: list[dict[str, Any]]) -> Computed:
+    """Return a block without data: nobody looks at more than the facts, so the arrays have no pixels."""
     from geoseg.polygonize import Parts
 
-    shape = block.core.shape
-    grey = np.zeros(shape, dtype=np.uint8)
-    nothing = np.zeros(shape, dtype=bool)
-    small = np.zeros((3, *(ceil_to(side, job.shrink) // job.shrink for side in shape)), dtype=np.uint8)
-    parts = Parts.empty(block.core).to_bytes()
+    grey, none = np.zeros((0, 0), np.uint8), np.zeros((0, 0), bool)
     facts: dict[str, Any] = {"empty": True, "windows": 0, "forward_pixels": 0, "problems": problems}
-    return Computed(BlockRecord(grey, nothing, nothing, small, parts, facts).to_bytes(), not problems, 0)
+    small = np.zeros((3, 0, 0), np.uint8)
+    record = BlockRecord(grey, none, none, small, Parts.empty(block.core).to_bytes(), facts)
+    return Computed(record.to_bytes(), not problems, 0)
 
 
 def shrunk(values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling, factor: int) -> NDArray[np.uint8]:

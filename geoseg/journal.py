@@ -29,6 +29,7 @@ from geoseg.errors import OutputError
 FOLDER = ".geoseg"
 _COMPLETE, _PARTIAL = ".npz", ".partial.npz"
 _ARRAYS = ("probability", "valid", "mask", "thumbnail", "parts", "facts")
+_PACKED = ("probability", "valid", "mask", "facts")
 _CHECKSUM = 4
 # What zipfile and numpy answer to bytes that are no archive of arrays.
 _NO_RECORD = (
@@ -70,9 +71,12 @@ class BlockRecord:
         }
         buffer = io.BytesIO()
         # Not numpy's savez_compressed: its fixed level 6 costs more time than the network on a GPU.
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        with zipfile.ZipFile(buffer, "w", compresslevel=1) as packed:
             for name, array in arrays.items():
-                with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                info = zipfile.ZipInfo(f"{name}.npy")
+                # Parts are packed already, and what is averaged from imagery does not get much smaller.
+                info.compress_type = zipfile.ZIP_DEFLATED if name in _PACKED else zipfile.ZIP_STORED
+                with packed.open(info, "w") as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
             # The archive's comment, its last bytes, holds the checksum: zip's own leave its table of contents out.
             packed.comment = bytes(_CHECKSUM)

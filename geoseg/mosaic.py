@@ -38,7 +38,7 @@ from geoseg.aoi import read_aoi
 from geoseg.errors import InputError, SettingError
 from geoseg.inputs import InputProblem, expand_inputs, read_headers, sort_out
 from geoseg.layout import Layer, ground_size, place, scaled
-from geoseg.raster import Part, ReadProblem, Source, read_side_by_side
+from geoseg.raster import OPEN_FILES, Part, ReadProblem, Source, is_blank, read_side_by_side
 from geoseg.tiling import Rect
 from geoseg.warp import Target, warp
 
@@ -229,12 +229,29 @@ class Mosaic:
         burnt: np.ndarray = rasterize(near, out_shape=rect.shape, transform=shift, dtype="uint8")
         return burnt.astype(bool)
 
+    def is_blank(self, rect: Rect) -> bool:
+        """Say whether ``rect`` surely has no data in the area of interest; reads no pixels.
+
+        Quick enough to ask for every block of a mosaic before any work. Files are looked into only if they are few.
+        """
+        if self.aoi is not None and not len(self._aoi_index.query(_box(rect), predicate="intersects")):
+            return True
+        few = len(self.sources) <= OPEN_FILES
+        for number, part in self.layers_in(rect):
+            if not (few and self.layers[number].aligned):
+                return False
+            if not all(is_blank(source, common) for source, common in self.members_in(number, part)):
+                return False
+        return True
+
     def has_data(self, rect: Rect) -> bool:
         """Say whether any pixel of ``rect`` is valid and inside the area of interest.
 
         Reads masks only where headers do not tell. Where a mask cannot be read the answer is yes, so that
         :meth:`read` comes to report it.
         """
+        if self.is_blank(rect):
+            return False
         inside = None if self.aoi is None else self.inside_aoi(rect)
         if inside is not None and not inside.any():
             return False

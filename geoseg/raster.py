@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # what a failed read of a mask raises; has no public name
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 
@@ -214,6 +215,37 @@ def read_side_by_side(members: Iterable[tuple[Source, Rect]], rect: Rect, dtype:
             np.copyto(array[:, rows, cols], part, where=has & ~valid[rows, cols])
         valid[rows, cols] |= has
     return array, valid, tuple(problems)
+
+
+def is_blank(source: Source, rect: Rect) -> bool:
+    """Say whether a rectangle of a file's layer surely has no data in it, without reading pixels.
+
+    Tiles that a GeoTIFF does not hold, as in the sea around an island, are known from its directory; they read as
+    nodata (and its alpha as 0). Other files, and those that cannot be opened, give False.
+    """
+    if source.all_valid or source.alpha is not None or is_remote(source.path):
+        return False
+    try:
+        dataset = _opened(source).dataset
+    except (*READ_ERRORS, OSError):
+        return False
+    bands = (1,) if source.palette else source.bands
+    flags = {flag for band in bands for flag in dataset.mask_flag_enums[band - 1]}
+    clear = flags == {MaskFlags.nodata} or (MaskFlags.alpha in flags and dataset.nodata is None)
+    if dataset.driver != "GTiff" or not clear:
+        return False
+    if MaskFlags.alpha in flags:
+        bands = (*bands, dataset.count)  # GDAL takes the last band for alpha only
+    if dataset.interleaving == Interleaving.pixel:
+        bands = bands[:1]
+    local = _local_rect(source, rect)
+    rows, cols = dataset.block_shapes[bands[0] - 1]
+    return not any(
+        dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
+        for band in set(bands)
+        for row in range(local.row0 // rows, -(-local.row1 // rows))
+        for col in range(local.col0 // cols, -(-local.col1 // cols))
+    )
 
 
 def _local_rect(source: Source, rect: Rect) -> Rect:

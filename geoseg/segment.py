@@ -14,6 +14,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import import_module
+from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -274,6 +275,20 @@ def _check_out(planned: Plan, out: Path) -> None:
             raise SettingError(f"{out}: the imagery is in this folder ({source.name}); choose another one for --out")
 
 
+def _waiting(planned: Plan, finished: set[tuple[int, int]], blank: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the blocks that are not finished in the order of the grid; those without data only go to ``blank``."""
+    tiling = planned.tiling
+    for row in range(tiling.grid[0]):
+        for col in range(tiling.grid[1]):
+            if (row, col) in finished:
+                continue
+            if planned.mosaic.is_blank(tiling.core_of(row, col)):
+                # It takes longer to send such a block to a worker than to see that there is nothing in it.
+                blank.append((row, col))
+            else:
+                yield row, col
+
+
 @dataclass(frozen=True)
 class Blocks:
     """What the stage of the blocks did."""
@@ -288,6 +303,8 @@ class Blocks:
     """Pixels with data that this run computed."""
     workers: str
     """Where, in words."""
+    blank: int = 0
+    """Blocks that surely have no data, which nobody had to compute."""
 
 
 def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progress) -> Blocks:
@@ -297,19 +314,21 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     tiling = planned.tiling
     finished = set(journal.blocks(complete=True))
     total, resumed = len(tiling), len(finished)
-    if resumed == total:
+    blank: list[tuple[int, int]] = []
+    waiting = _waiting(planned, finished, blank)
+    first = list(islice(waiting, 2))
+    if not first:
         there = f"all {total} blocks are there" if total > 1 else "the only block is there"
-        progress.say(f"{there} from an earlier run")
-        return Blocks(0, resumed, {}, 0, "none needed")
-    indices = (
-        (row, col) for row in range(tiling.grid[0]) for col in range(tiling.grid[1]) if (row, col) not in finished
-    )
+        progress.say(f"{there} from an earlier run" if resumed else "there is no data in the imagery")
+        return Blocks(0, resumed, {}, 0, "none needed", len(blank))
+    indices = chain(first, waiting)
     failed: dict[tuple[int, int], str] = {}
-    done = pixels = 0
+    done = pixels = told = 0
     # A single block gains nothing from a cluster but the seconds that starting one takes.
-    count = 0 if settings.workers is None and total - resumed == 1 else settings.workers
+    count = 0 if settings.workers is None and len(first) == 1 else settings.workers
     with open_workers(scheduler=settings.scheduler, workers=count, device=settings.device) as workers:
-        progress.stage("segmenting", total, done=resumed, pixels=True)
+        progress.stage("segmenting", total, done=resumed + len(blank), pixels=True)
+        told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.
         device = planned.job.device if count == 0 else planned.job.device.partition(":")[0]
         job = replace(planned.job, threads=workers.threads, device=device)
@@ -327,9 +346,10 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
                 journal.put(index, outcome.data, outcome.complete)
                 done += 1
                 pixels += outcome.pixels
-            progress.advance(1, tiling.core_of(*index).area)
+            progress.advance(1 + len(blank) - told, tiling.core_of(*index).area)
+            told = len(blank)
         described = workers.description
-    return Blocks(done, resumed, failed, pixels, described)
+    return Blocks(done, resumed, failed, pixels, described, len(blank))
 
 
 def block_name(tiling: Tiling, index: tuple[int, int]) -> str:

@@ -228,7 +228,7 @@ def test_two_worker_processes_change_nothing(reference: Path, city: Path, narrow
     result = segment(city, tmp_path, model=str(narrow_model), **small(core=64, workers=2))
     assert content(tmp_path) == content(reference)
     assert result.run["workers"].startswith("2 CPU workers")
-    assert result.run["counts"]["blocks_computed"] == 16
+    assert result.run["counts"]["blocks_computed"] == 16 - result.run["counts"]["blocks_blank"]
 
 
 def test_how_files_are_cut_changes_nothing(reference: Path, narrow_model: Path, tmp_path: Path) -> None:
@@ -310,12 +310,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(city: Path, narrow_model: Path, 
     assert blocks_in(tmp_path / "killed").items() >= before.items()
     counts = json.loads((tmp_path / "killed" / "run.json").read_text("utf-8"))["counts"]
     assert counts["blocks_resumed"] == len(before)
-    assert counts["blocks_computed"] == 16 - len(before)
+    assert counts["blocks_computed"] == 16 - counts["blocks_blank"] - len(before)
 
     result = segment(
         city, tmp_path / "calm", model=str(narrow_model), cell=64, core=64, halo="exact", workers=0, progress="none"
     )
-    assert result.run["counts"]["blocks_computed"] == 16
+    assert result.run["counts"]["blocks_computed"] == 16 - result.run["counts"]["blocks_blank"]
     for name in ("mask.tif", "probability.tif", "buildings.gpkg"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
     left = {path.name for path in (tmp_path / "killed").iterdir()}
@@ -374,7 +374,7 @@ def test_what_blocks_depend_on_starts_afresh(
     heard = Heard()
     result = segment(city, finished, model=str(narrow_model), **{**small(**change), "progress": heard})
     assert result.run["counts"]["blocks_resumed"] == 0
-    assert len(blocks_in(finished)) == result.run["counts"]["blocks"]
+    assert len(blocks_in(finished)) == result.run["counts"]["blocks"] - result.run["counts"]["blocks_blank"]
     assert any(line.startswith("starting afresh: ") and re.search(why, line) for line in heard.said), heard.said
 
 
@@ -449,7 +449,7 @@ def test_broken_inputs_are_told_and_the_rest_is_written(
     again = segment(broken, out, model=str(narrow_model), **small(core=64))
     assert 0 < lacking < 16
     assert again.run["counts"]["blocks_computed"] == lacking
-    assert again.run["counts"]["blocks_resumed"] == 16 - lacking
+    assert again.run["counts"]["blocks_resumed"] == 16 - again.run["counts"]["blocks_blank"] - lacking
     assert again.failures == result.failures
 
 
