@@ -129,11 +129,11 @@ def role(process: psutil.Process, driver: int) -> str:
     """Say what a process is."""
     if process.pid == driver:
         return "driver"
-    command = " ".join(process.cmdline())
-    for mark, name in (("resource_tracker", "tracker"), ("forkserver", "forkserver")):
-        if mark in command:
-            return name
-    return "worker"
+    if "resource_tracker" in " ".join(process.cmdline()):
+        return "tracker"
+    # A worker is forked from a server that is forked from the driver, or the driver's own child.
+    forked = any("forkserver" in part for part in process.cmdline())
+    return "forkserver" if forked and process.ppid() == driver else "worker"
 
 
 def run(command: list[str]) -> tuple[float, dict[str, int], int]:
