@@ -1,8 +1,8 @@
 """Peak resident memory of every process of ``geoseg segment``, on rasters of very different size.
 
-    python tests/benchmarks/memory.py [--sides 5000,20000,100000] [--cities 1,2,3] [--network narrow|tiny] [-- options]
+    python tests/benchmarks/memory.py [--sides 5000,20000,100000] [--cities 1,2,3] [--city PX] [--network narrow|tiny] [-- options]
 
-Rasters are sparse GeoTIFFs: squares of 4096 pixels full of buildings ("cities") here and there, the last corner
+Rasters are sparse GeoTIFFs: squares of ``--city`` pixels full of buildings ("cities") here and there, the last corner
 included, and no data anywhere else. ``--cities`` says how many squares each raster has besides the corner; 0 stands for
 as many as fit.
 
@@ -38,8 +38,6 @@ from geoseg.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 from geoseg.checkpoint import save_model
 from geoseg.unet import UNet11
 
-CITY = 4096
-"""Side of a square of buildings in pixels."""
 PITCH = 64
 """Pixels from building to building."""
 DARK, BRIGHT = 60, 220
@@ -79,11 +77,11 @@ def tiny(path: Path) -> None:
     path.with_name(path.name + ".json").write_text(json.dumps({**card, "output": "logits", "threshold": 0.5}))
 
 
-def city() -> NDArray[np.uint8]:
-    """Return ``(CITY, CITY)`` brightness: houses with a corner cut out, some with courtyards, touching no other."""
+def draw(size: int) -> NDArray[np.uint8]:
+    """Return ``(size, size)`` brightness: houses with a corner cut out, some with courtyards, touching no other."""
     rng = np.random.default_rng(0)
-    image = rng.integers(DARK - 20, DARK + 20, (CITY, CITY), dtype=np.uint8)
-    for row, col in itertools.product(range(0, CITY, PITCH), repeat=2):
+    image = rng.integers(DARK - 20, DARK + 20, (size, size), dtype=np.uint8)
+    for row, col in itertools.product(range(0, size, PITCH), repeat=2):
         top, left = rng.integers(2, 12, 2)
         tall, wide = rng.integers(20, PITCH - 14, 2)
         house = image[row + top : row + top + tall, col + left : col + left + wide]
@@ -95,24 +93,24 @@ def city() -> NDArray[np.uint8]:
     return image
 
 
-def write_raster(path: Path, side: int, cities: int) -> int:
+def write_raster(path: Path, side: int, cities: int, size: int) -> int:
     """Write a raster; return its pixels with data."""
-    most = -(-side // CITY)
+    most = -(-side // size)
     places = list(itertools.product(range(most), repeat=2))
     if cities and cities < len(places):
         # Spread evenly, and the last corner besides, where coordinates are largest.
         chosen = np.linspace(0, len(places) - 2, cities + 2).astype(int)[1:-1]
         places = [*(places[i] for i in np.unique(chosen)), places[-1]]
-    image, pixels = city(), 0
+    image, pixels = draw(size), 0
     with rasterio.open(
         path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", nodata=0, tiled=True,
         blockxsize=512, blockysize=512, compress="ZSTD", zstd_level=1, photometric="RGB", SPARSE_OK=True,
         BIGTIFF="YES", crs="EPSG:32633", transform=from_origin(400_000, 5_400_000, 0.3, 0.3), num_threads=2,
     ) as file:  # fmt: skip
         for row, col in places:
-            tall, wide = (min(CITY, side - at * CITY) for at in (row, col))
+            tall, wide = (min(size, side - at * size) for at in (row, col))
             part = image[:tall, :wide]
-            file.write(np.stack([part] * 3), window=Window(col * CITY, row * CITY, wide, tall))
+            file.write(np.stack([part] * 3), window=Window(col * size, row * size, wide, tall))
             pixels += tall * wide
     return pixels
 
@@ -173,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=numbers, default=[5_000, 20_000, 100_000])
     parser.add_argument("--cities", type=numbers, default=[1, 2, 3])
+    parser.add_argument("--city", type=int, default=4096)
     parser.add_argument("--network", choices=["narrow", "tiny"], default="narrow")
     given, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
@@ -182,7 +181,7 @@ def main() -> None:
         first: dict[str, int] = {}
         for side, cities in zip(given.sides, given.cities, strict=True):
             raster, out = folder / f"r{side}.tif", folder / f"out{side}"
-            pixels = write_raster(raster, side, cities)
+            pixels = write_raster(raster, side, cities, given.city)
             command = [sys.executable, "-m", "geoseg", "segment", str(raster), "--out", str(out), "--model", str(model)]
             seconds, peaks, together = run([*command, "--progress", "none", *(o for o in options if o != "--")])
             facts = json.loads((out / "run.json").read_text())
