@@ -318,7 +318,7 @@ def trace(owner: Ints, rows: Ints, cols: Ints, values: Ints, pixels: Ints) -> ND
         raise _misfit("an edge without an end")
     other_end = np.empty(len(turn), np.int64)
     other_end[upper], other_end[lower] = lower, upper
-    path, starts = _rings(other_end[np.arange(len(turn)) ^ 1].tolist())
+    path, starts = _rings(other_end[np.arange(len(turn)) ^ 1])
     ring_owner = owner[path[starts]]
     is_shell = np.ones(len(starts), bool)
     is_shell[1:] = ring_owner[1:] != ring_owner[:-1]
@@ -335,25 +335,34 @@ def trace(owner: Ints, rows: Ints, cols: Ints, values: Ints, pixels: Ints) -> ND
     return np.asarray(shapely.normalize(polygons), dtype=object)
 
 
-def _rings(following: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _rings(following: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Follow the edges; return the turns where horizontal edges begin, and where rings start.
 
-    Turns ``2k`` and ``2k + 1`` are the ends of a horizontal edge. Rings are found by their first
+    Turns ``2k`` and ``2k + 1`` are the ends of a horizontal edge. Rings stand in the order of their first
     turn, so the shell of a shape comes before its holes, and every ring sets out to the right.
+
+    All rings are followed at once, in steps that double in length (Wyllie's list ranking), which takes as many rounds
+    as the longest ring's length has binary digits.
     """
-    seen = bytearray(len(following))
-    path: list[int] = []
-    starts: list[int] = []
-    for start in range(len(following)):
-        if seen[start]:
-            continue
-        starts.append(len(path))
-        turn = start
-        while not seen[turn]:
-            seen[turn] = seen[turn ^ 1] = 1
-            path.append(turn)
-            turn = following[turn]
-    return np.array(path, np.int64), np.array(starts, np.int64)
+    own = np.arange(len(following))
+    first, jump = own, following
+    while True:
+        lower = np.minimum(first, first[jump])
+        # Windows as long as the jump that all begin with their least turn hold the whole ring's least.
+        if (lower == first).all():
+            break
+        first, jump = lower, jump[jump]
+    # Each ring is there twice, once in each direction; the one that sets out to the right begins with an even turn.
+    is_first = first == own
+    left = np.where(is_first, 0, 1)
+    jump = np.where(is_first, own, following)
+    while (jump != first).any():
+        left = left + left[jump]
+        jump = jump[jump]
+    path = np.flatnonzero(first % 2 == 0)
+    # The first turn stands before the one from which the way back to it is longest.
+    path = path[np.lexsort((-left[path], ~is_first[path], first[path]))]
+    return path, np.flatnonzero(is_first[path])
 
 
 def _misfit(what: str) -> GeosegError:

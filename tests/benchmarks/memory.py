@@ -1,6 +1,7 @@
 """Peak resident memory of every process of ``geoseg segment``, on rasters of very different size.
 
-    python tests/benchmarks/memory.py [--sides 5000,20000,100000] [--cities 1,2,3] [--city PX] [--network narrow|tiny] [-- options]
+    python tests/benchmarks/memory.py [--sides 5000,20000,100000] [--cities 1,2,3] [--city PX]
+        [--network narrow|tiny] [-- further options of segment]
 
 Rasters are sparse GeoTIFFs: squares of ``--city`` pixels full of buildings ("cities") here and there, the last corner
 included, and no data anywhere else. ``--cities`` says how many squares each raster has besides the corner; 0 stands for
