@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geoseg.allocator import give_back
 from geoseg.journal import BlockRecord
 from geoseg.tiling import Block, Rect, Tiling, Window
 from geoseg.workers import threads_of_worker
@@ -134,7 +135,10 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
         "problems": problems,
     }
     data = BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes()
-    return Computed(data, not problems, int(wanted.sum()))
+    done = Computed(data, not problems, int(wanted.sum()))
+    del pixels, results, chance, mask, grey
+    give_back()
+    return done
 
 
 def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], list[Window]]:

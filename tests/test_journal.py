@@ -151,7 +151,10 @@ def test_a_pickle_in_a_record_is_refused_and_not_run(tmp_path):
     assert sprung.exists(), "the trap does not work"
     sprung.unlink()
     fields = {f"{name}.npy": npy(np.zeros((2, 2), np.uint8)) for name in ("probability", "valid", "mask", "thumbnail")}
-    fields |= {f"{name}.npy": npy(trap, pickled=True) for name in ("parts", "facts")}
+    fields |= {
+        "shape.npy": npy(np.array([2, 2])),
+        **{f"{name}.npy": npy(trap, pickled=True) for name in ("parts", "facts")},
+    }
     with pytest.raises(ValueError, match=r"pickle|Object arrays"):
         BlockRecord.from_bytes(sealed(fields))
     assert not sprung.exists()
