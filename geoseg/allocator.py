@@ -2,8 +2,8 @@
 
 Arrays of a block are of all sizes up to some ten megabytes. glibc keeps what was freed, in a heap for each thread, and
 finds ever less of it fit for the next array: a worker of two threads went from 0.7 to 3 GB within 80 blocks. Having
-every large array mapped afresh (``MALLOC_MMAP_THRESHOLD_``) cures that, and costs half as much processor time again as all
-of a block but the network, for clearing pages. Giving back now and then cures it as well, and costs a twentieth of that.
+every large array mapped afresh (``MALLOC_MMAP_THRESHOLD_``) cures that, but clearing the pages costs half as much again
+as all of a block besides the network. Giving back now and then cures it as well, and costs a twentieth.
 """
 
 from __future__ import annotations

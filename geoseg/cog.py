@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -115,6 +115,10 @@ class _Piece:
     rect: Rect
     values: Bytes
     valid: Bools
+
+
+Packed = tuple[bytes, bytes, _Piece | None]
+"""A packed tile, its mask, and the piece of the next overview that comes from it."""
 
 
 class _Level:
@@ -224,6 +228,7 @@ class Cog:
                 if height <= TILE and width <= TILE:
                     break
                 number, height, width = number + 1, -(-height // 2), -(-width // 2)
+            self._packing: tuple[int, list[int], Iterable[Packed]] = 0, [], ()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -238,27 +243,38 @@ class Cog:
         self._stack.close()
 
     def write(self, rect: Rect, values: Bytes, valid: Bools) -> None:
-        """Take a rectangle of pixels; values without data do not matter."""
-        self._store(0, list(self._levels[0].take(_Piece(rect, values, valid))))
+        """Take a rectangle of pixels; values without data do not matter.
 
-    def _store(self, level: int, tiles: list[tuple[int, _Piece]]) -> None:
-        """Pack whole tiles, and those of overviews that become whole thereby."""
-        while tiles:
-            last = level == len(self._levels) - 1
-            whole = [(number, tile) for number, tile in tiles if tile.valid.any()]
-            work = partial(_pack, average=None if last else self._average)
-            done = self._map(work, [tile for _, tile in whole])
-            tiles = []
-            for (number, _), (tile, mask, half) in zip(whole, done, strict=True):
+        Threads pack its tiles while the caller goes on, so the arrays must stay as they are until the next call.
+        """
+        self._settle()
+        self._begin(0, list(self._levels[0].take(_Piece(rect, values, valid))))
+
+    def _begin(self, level: int, tiles: list[tuple[int, _Piece]]) -> None:
+        """Let threads pack whole tiles of a level."""
+        average = None if level == len(self._levels) - 1 else self._average
+        whole = [(number, tile) for number, tile in tiles if tile.valid.any()]
+        packing = self._map(partial(_pack, average=average), [tile for _, tile in whole])
+        self._packing = level, [number for number, _ in whole], packing
+
+    def _settle(self) -> None:
+        """Keep what is packed, and pack those tiles of overviews that become whole thereby."""
+        level, numbers, packing = self._packing
+        while numbers:
+            tiles: list[tuple[int, _Piece]] = []
+            for number, (tile, mask, half) in zip(numbers, packing, strict=True):
                 self._levels[level].store(number, tile, mask)
                 if half is not None:
                     tiles.extend(self._levels[level + 1].take(half))
-            level += 1
+            self._begin(level + 1, tiles)
+            level, numbers, packing = self._packing
 
     def finish(self) -> None:
         """Write the file."""
+        self._settle()
         for number, level in enumerate(self._levels):
-            self._store(number, list(level.rest()))
+            self._begin(number, list(level.rest()))
+            self._settle()
         head, places = _head(self._levels, self._template)
         with self._path.open("wb") as out:
             out.write(head)
@@ -268,7 +284,7 @@ class Cog:
                 raise OSError(f"{out.tell()} bytes were written instead of {places}")
 
 
-def _pack(piece: _Piece, average: bool | None) -> tuple[bytes, bytes, _Piece | None]:
+def _pack(piece: _Piece, average: bool | None) -> Packed:
     """Return a tile and its mask as they are stored, and the piece of the next overview; None asks for none."""
     values = piece.values if piece.valid.all() else np.where(piece.valid, piece.values, np.uint8(0))
     half = None if average is None else _halved(replace(piece, values=values), average)
