@@ -274,6 +274,12 @@ def nothing(dtype: Any, rect: Rect, values: bool) -> np.ndarray | None:
 
 def _read_once(opened: _Opened, source: Source, rect: Rect, values: bool) -> tuple[np.ndarray | None, np.ndarray]:
     dataset, window = opened.dataset, rect.window
+    if values and (absent := _nodata_of(opened, source)) is not None:
+        array = dataset.read(list(source.bands), window=window)
+        valid = np.logical_or.reduce([band != value for band, value in zip(array, absent, strict=True)])
+        if not valid.all():
+            array[:, ~valid] = 0
+        return array, valid
     if source.all_valid:
         valid = np.ones(rect.shape, bool)
     elif source.alpha is not None:
@@ -296,6 +302,21 @@ def _read_once(opened: _Opened, source: Source, rect: Rect, values: bool) -> tup
     if not valid.all():
         array[:, ~valid] = 0
     return (array if values else None), valid
+
+
+def _nodata_of(opened: _Opened, source: Source) -> list[int] | None:
+    """Return each band's nodata where that alone makes a file's mask, which then need not be read besides the bands."""
+    dataset = opened.dataset
+    if opened.palette is not None or source.alpha is not None or sorted(source.bands) != list(dataset.indexes):
+        return None
+    if any(flags != [MaskFlags.nodata] for flags in dataset.mask_flag_enums):
+        return None
+    found = [dataset.nodatavals[band - 1] for band in source.bands]
+    kind: Any = np.dtype(source.dtype)
+    if kind.kind not in "iu" or kind.itemsize > 4:
+        return None
+    known = all(value == int(value) and np.iinfo(kind).min <= value <= np.iinfo(kind).max for value in found)
+    return [int(value) for value in found] if known else None
 
 
 def _read_by_blocks(opened: _Opened, source: Source, rect: Rect, values: bool) -> Part:

@@ -197,3 +197,21 @@ def test_a_file_that_cannot_be_opened_is_not_blank(tmp_path: Path) -> None:
     close_files()
     path.write_bytes(b"no raster")
     assert not mosaic.is_blank(Rect(0, 0, 16, 16))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int8", "float32"])
+@pytest.mark.parametrize("nodata", [0, 1, 100, -5])
+@pytest.mark.parametrize("bands", [None, (3, 1, 2), (1, 1, 2)])
+def test_nodata_is_what_gdal_takes_for_it(
+    tmp_path: Path, dtype: str, nodata: int, bands: tuple[int, int, int] | None
+) -> None:
+    if nodata < 0 and dtype.startswith("u"):
+        pytest.skip("no such value")
+    values = noise((3, 16, 16), dtype, low=max(nodata - 1, 0), high=max(nodata, 0) + 2)
+    path = write(tmp_path / "a.tif", values, nodata=nodata)
+    got = open_mosaic([path], bands=bands)[0].read(Rect(1, 2, 16, 15))
+    with rasterio.open(path) as dataset:
+        expected = dataset.dataset_mask()[1:, 2:15] > 0
+    np.testing.assert_array_equal(got.valid, expected)
+    chosen = [band - 1 for band in bands or (1, 2, 3)]
+    np.testing.assert_array_equal(got.values, values[chosen, 1:, 2:15] * expected)
