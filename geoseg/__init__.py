@@ -11,13 +11,18 @@ The flow, one way, one module a stage::
   :mod:`geoseg.warp` resamples.
 * :mod:`geoseg.tiling` cuts the grid into blocks (unit of work, retry, resume) and 32-aligned windows.
 * :mod:`geoseg.unet` has the networks, :mod:`geoseg.checkpoint` their files, :mod:`geoseg.card` what must be known of
-  them, :mod:`geoseg.importing` brings published ones in, :mod:`geoseg.predict` runs them.
+  them (:mod:`geoseg.scaling`: in numbers), :mod:`geoseg.importing` brings published ones in, :mod:`geoseg.predict` runs
+  them.
 * :mod:`geoseg.blend` adds overlapping windows with weights that sum to one.
 * :mod:`geoseg.polygonize` turns masks into outlines, block by block; :mod:`geoseg.join` joins them exactly.
 * :mod:`geoseg.outline` simplifies outlines, :mod:`geoseg.walls` and :mod:`geoseg.square` make them straight and square,
   :mod:`geoseg.neighbours` keeps them apart.
 * :mod:`geoseg.spool` keeps buildings in order on the disk; :mod:`geoseg.footprints` puts them on the map.
-* :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.journal` remembers what is done.
+* :mod:`geoseg.write` makes files appear complete, rasters in the format of :mod:`geoseg.cog`; :mod:`geoseg.vector`
+  writes what :mod:`geoseg.formats` names.
+* :mod:`geoseg.workers` is the only file that knows dask; :mod:`geoseg.warm` imports ahead what workers need,
+  :mod:`geoseg.gpus` tells whether there may be a GPU, :mod:`geoseg.allocator` keeps workers from growing;
+  :mod:`geoseg.journal` remembers what is done.
 * :mod:`geoseg.block` is what a worker does; :mod:`geoseg.segment` composes the stages, :mod:`geoseg.finish` makes the
   files, :mod:`geoseg.gallery` gathers what :mod:`geoseg.report` shows (:mod:`geoseg.overview` is its map),
   :mod:`geoseg.cli` has the commands.

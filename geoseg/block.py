@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geoseg.allocator import give_back
 from geoseg.journal import BlockRecord
 from geoseg.tiling import ALIGN, Block, Rect, Tiling, Window, ceil_to
 from geoseg.workers import threads_of_worker
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from geoseg.mosaic import Mosaic, Pixels
-    from geoseg.predict import Predictor, Scaling
+    from geoseg.predict import Predictor
+    from geoseg.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def predictor_of(job: Job) -> Predictor:
         return _predictors[key]
 
 
+def _try_predictor(job: Job) -> None:
+    with suppress(Exception):
+        predictor_of(job)
+
+
 @dataclass(frozen=True)
 class Computed:
     """What a block yields, as it travels."""
@@ -97,13 +105,16 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     from geoseg.raster import gdal_env
 
     clock = time.perf_counter()
+    if not _predictors:
+        # The first block is read while the model loads; what goes wrong there is told where it is asked for again.
+        threading.Thread(target=_try_predictor, args=(job,), name="model", daemon=True).start()
     block = job.tiling.block(*index)
     with gdal_env():
         pixels, wanted, windows = _read(job, block)
     seconds = {"read": time.perf_counter() - clock}
     problems = [asdict(problem) for problem in pixels.problems] if pixels is not None else []
     if pixels is None or not windows:
-        return _empty(job, block, problems)
+        return _empty(block, problems)
     clock = time.perf_counter()
     predictor = predictor_of(job)
     from geoseg.blend import blend
@@ -118,7 +129,7 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
 
     parts = block_parts(mask, grey, block.core).to_bytes()
     inner = block.core.slices(pixels.rect)
-    thumbnail = shrunk(job.scaling.unit(pixels.values[:, *inner]), pixels.valid[inner], job.shrink)
+    thumbnail = shrunk(pixels.values[:, *inner], pixels.valid[inner], job.scaling, job.shrink)
     seconds["vectorise"] = time.perf_counter() - clock
     facts = {
         "windows": len(windows),
@@ -130,7 +141,10 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
         "problems": problems,
     }
     data = BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes()
-    return Computed(data, not problems, int(wanted.sum()))
+    done = Computed(data, not problems, int(wanted.sum()))
+    del pixels, results, mask, grey
+    give_back()
+    return done
 
 
 def judged(chance: Tensor, wanted: NDArray[np.bool_], threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
@@ -197,41 +211,45 @@ def _around(windows: Iterable[Window]) -> Rect:
     )
 
 
-def _empty(job: Job, block: Block, problems: list[dict[str, Any]]) -> Computed:
+def _empty(block: Block, problems: list[dict[str, Any]]) -> Computed:
+    """Return a block without data: nobody looks at more than the facts, so the arrays have no pixels."""
     from geoseg.polygonize import Parts
 
-    shape = block.core.shape
-    grey = np.zeros(shape, dtype=np.uint8)
-    nothing = np.zeros(shape, dtype=bool)
-    small = np.zeros((3, *(ceil_to(side, job.shrink) // job.shrink for side in shape)), dtype=np.uint8)
-    parts = Parts.empty(block.core).to_bytes()
+    grey, none = np.zeros((0, 0), np.uint8), np.zeros((0, 0), bool)
     facts: dict[str, Any] = {"empty": True, "windows": 0, "forward_pixels": 0, "problems": problems}
-    return Computed(BlockRecord(grey, nothing, nothing, small, parts, facts).to_bytes(), not problems, 0)
+    small = np.zeros((3, 0, 0), np.uint8)
+    record = BlockRecord(grey, none, none, small, Parts.empty(block.core).to_bytes(), facts)
+    return Computed(record.to_bytes(), not problems, 0)
 
 
-def shrunk(unit: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.uint8]:
-    """Return ``(3, H, W)`` values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
+def shrunk(values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling, factor: int) -> NDArray[np.uint8]:
+    """Return ``(3, H, W)`` stored values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
 
     Ragged right and bottom sides average over what is there; squares without data are black.
     """
-    count = sums(valid, factor, np.float32)
-    total = sums(unit if valid.all() else unit * valid, factor, np.float32)
-    return np.rint(255 * total / np.maximum(count, 1)).astype(np.uint8)
+    low, high = scaling.low, scaling.high
+    kind: Any = values.dtype
+    if kind.kind == "f" or np.iinfo(kind).min < low or np.iinfo(kind).max > high:
+        values = np.clip(values.astype(np.float64), low, high)
+    count = sums(valid, factor)
+    if not valid.all():
+        values = np.where(valid, values, values.dtype.type(0))
+    total = sums(values, factor)
+    mean = (total / np.maximum(count, 1) - low) / (high - low)
+    return np.where(count > 0, np.rint(255 * mean), 0).astype(np.uint8)
 
 
-def sums(values: NDArray[Any], factor: int, dtype: type[np.generic]) -> NDArray[Any]:
-    """Return sums over squares of ``factor`` pixels of the last two axes, at the right and bottom of what there is."""
-    if factor == 1:
-        return values.astype(dtype, copy=False)
-    height, width = values.shape[-2:]
-    if height % factor or width % factor:
-        none = [(0, 0)] * (values.ndim - 2)
-        values = np.pad(values, [*none, (0, -height % factor), (0, -width % factor)])
-    # Strided sums: several times as fast as a sum over axes of a few elements.
-    rows = values[..., ::factor, :].astype(dtype)
-    for first in range(1, factor):
-        rows += values[..., first::factor, :]
-    summed = rows[..., ::factor].copy()
-    for first in range(1, factor):
-        summed += rows[..., first::factor]
-    return summed
+def sums(values: NDArray[np.generic], factor: int) -> NDArray[np.float64]:
+    """Return the sums of squares of ``factor`` pixels along the last two axes, smaller ones at the right and bottom."""
+    # Whole numbers stay such, which is exact and quick; rows first, as they lie in memory.
+    kind = np.float64 if values.dtype.kind == "f" else np.int64 if values.dtype.itemsize > 2 else np.uint32
+    height, width = (-(-side // factor) for side in values.shape[-2:])
+    rows = np.zeros((*values.shape[:-2], height, values.shape[-1]), kind)
+    total = np.zeros((*values.shape[:-2], height, width), kind)
+    for step in range(factor):
+        part = values[..., step::factor, :]
+        rows[..., : part.shape[-2], :] += part
+    for step in range(factor):
+        part = rows[..., step::factor]
+        total[..., : part.shape[-1]] += part
+    return total.astype(np.float64)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from geoseg.errors import ModelError
+from geoseg.errors import ModelError, SettingError
+from geoseg.tiling import ALIGN, ceil_to
 
 ARCHITECTURES = ("unet11", "unet16")
 FOREIGN = ("onnx", "torchscript")
@@ -25,6 +26,25 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "flo
 
 _MAX_REACH = 16384
 _MAX_WIDTH = 1024  # filters or classes, so that a header cannot ask for absurd amounts of memory
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far an output pixel can see along one axis, the worse of rows and columns."""
+
+    before: int
+    """Pixels towards index 0 that can matter, the output pixel itself not counted."""
+    after: int
+    """Pixels in the other direction."""
+
+    def __post_init__(self) -> None:
+        if self.before < 0 or self.after < 0:
+            raise SettingError(f"a reach is not negative: {self!r}")
+
+    @property
+    def halo(self) -> int:
+        """The smallest multiple of 32 that covers the reach on both sides."""
+        return ceil_to(max(self.before, self.after), ALIGN)
 
 
 @dataclass(frozen=True, slots=True)

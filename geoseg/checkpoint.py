@@ -18,18 +18,15 @@ import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from geoseg.card import ModelCard
+from geoseg.card import ModelCard, Reach
 from geoseg.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from geoseg.unet import Reach
 
 DEFAULT_MODEL = "unet16-buildings"
 """The shipped model that is used when none is named."""
@@ -41,32 +38,28 @@ _KEY = "geoseg"
 _MAX_HEADER = 16 << 20  # bytes; the header of a U-Net takes some 10 kB
 
 
+_REACH = {
+    ("unet11", False): Reach(153, 184),
+    ("unet16", False): Reach(215, 215),
+    ("unet16", True): Reach(215, 215),
+}
+"""By architecture and ``is_deconv``, as :func:`geoseg.unet.reach` finds it (a test compares), without torch."""
+
+
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A model file in memory."""
+class ModelFile:
+    """What is known of a model without its weights in memory, and without torch."""
 
     card: ModelCard
-    state: dict[str, Tensor]
-    """Parameter name → float32 tensor on the CPU."""
     path: Path
     """The file it was read from."""
     fingerprint: str
     """SHA-256 of that file's bytes, 64 hexadecimal digits."""
 
-    def build(self) -> nn.Module:
-        """Return the network with these weights, on the CPU, float32, in evaluation mode."""
-        net = _empty_network(self.card)
-        # Copies, so that training what was built leaves the model as it is.
-        weights = {key: tensor.clone() for key, tensor in self.state.items()}
-        net.load_state_dict(weights, assign=True)
-        return net.eval()
-
-    @cached_property
+    @property
     def reach(self) -> Reach:
         """How far an output pixel of the network sees (:func:`geoseg.unet.reach`)."""
-        from geoseg.unet import reach
-
-        return reach(_empty_network(self.card))
+        return _REACH[self.card.arch, self.card.is_deconv]
 
     @property
     def output(self) -> str:
@@ -79,14 +72,52 @@ class Model:
         return 32
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before running it."""
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Model(ModelFile):
+    """A model file in memory."""
+
+    state: dict[str, Tensor]
+    """Parameter name → float32 tensor on the CPU."""
+
+    def build(self) -> nn.Module:
+        """Return the network with these weights, on the CPU, float32, in evaluation mode."""
+        net = _empty_network(self.card)
+        # Copies, so that training what was built leaves the model as it is.
+        weights = {key: tensor.clone() for key, tensor in self.state.items()}
+        net.load_state_dict(weights, assign=True)
+        return net.eval()
+
+    @property
     def parameters(self) -> int | None:
         """How many numbers were learnt; None when the file does not tell."""
         return sum(tensor.numel() for tensor in self.state.values())
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know before running it."""
-        return ()
+
+def look_at_model(name_or_path: str | os.PathLike[str] | None = None) -> ModelFile:
+    """Read what must be known to plan with a model, named as for :func:`load_model`, but not its weights.
+
+    Whether the weights fit the card shows when they are loaded; a file that was cut short is found here. A foreign
+    network is loaded, since only trying it tells whether it fits its card.
+    """
+    from geoseg.foreign import format_of, load_foreign
+
+    path = _resolve(name_or_path)
+    if kind := format_of(path):
+        return load_foreign(path, kind)
+    try:
+        with path.open("rb") as stream:
+            card = _card_of(stream, path)
+            stream.seek(0)
+            _check_length(stream, path)
+            stream.seek(0)
+            return ModelFile(card, path, hashlib.file_digest(stream, "sha256").hexdigest())
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
@@ -105,7 +136,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
     card = _card_of(io.BytesIO(content), path)
     state = _as_float32(decode(content, path))
     _check_state(state, card, str(path))
-    return Model(card, state, path, hashlib.sha256(content).hexdigest())
+    return Model(card, path, hashlib.sha256(content).hexdigest(), state)
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:
@@ -246,6 +277,20 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, Any]:
     return header
 
 
+def _check_length(stream: BinaryIO, path: Path) -> None:
+    """Raise :class:`ModelError` when a safetensors file ends before its tensors do."""
+    header = _header(stream, path)
+    begin = stream.tell()
+    length = stream.seek(0, os.SEEK_END) - begin
+    try:
+        ends = [int(item["data_offsets"][1]) for name, item in header.items() if name != "__metadata__"]
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise ModelError(f"{path}: is damaged: its header does not say where its tensors are; copy it again") from error
+    wanted = max(ends, default=0)
+    if length < wanted:
+        raise ModelError(f"{path}: is truncated or damaged ({length} of {wanted} bytes of weights); copy it again")
+
+
 def decode(content: bytes, path: Path) -> dict[str, Tensor]:
     """Return the tensors in the bytes of a safetensors file; :class:`ModelError`, naming ``path``, when damaged."""
     import safetensors
@@ -261,9 +306,9 @@ def _empty_network(card: ModelCard) -> nn.Module:
     """Build the card's network without memory for its weights."""
     import torch
 
-    from geoseg.unet import UNet11, UNet16
+    from geoseg.unet import Undrawn, UNet11, UNet16
 
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         if card.arch == "unet11":
             return UNet11(card.num_filters, card.num_classes)
         return UNet16(card.num_classes, card.num_filters, card.is_deconv)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geoseg.errors import OutputError, SettingError
-from geoseg.footprints import Footprints
 from geoseg.settings import Settings
 
 if TYPE_CHECKING:
     from geoseg.database import Destination
+    from geoseg.footprints import Footprints
     from geoseg.segment import Plan
 
 POSTGIS = "PostGIS"

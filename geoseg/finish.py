@@ -120,7 +120,7 @@ def _write_rasters(
                 record = journal.get((row, col))
                 progress.advance(1, core.area)
                 if record is None:
-                    if (row, col) not in skip:
+                    if (row, col) not in skip and not planned.mosaic.is_blank(core):
                         lost.append(
                             {"block": block_name(tiling, (row, col)), "message": "its stored result does not read"}
                         )
@@ -173,6 +173,7 @@ def _run_facts(
             "blocks_computed": computed.computed,
             "blocks_resumed": computed.resumed,
             "blocks_failed": len(computed.failed),
+            "blocks_blank": computed.blank,
             "valid_pixels": tally.valid,
             "building_pixels": tally.building,
             "forward_pixels": tally.forward,

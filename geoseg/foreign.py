@@ -18,18 +18,15 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from geoseg.card import ForeignCard
+from geoseg.card import ForeignCard, Reach
 from geoseg.checkpoint import Model
 from geoseg.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from geoseg.unet import Reach
 
 Format = Literal["onnx", "torchscript"]
 SUFFIXES: dict[str, Format] = {
@@ -73,11 +70,9 @@ class ForeignModel(Model):
 
         return open_network(self.path, self.card.arch)
 
-    @cached_property
+    @property
     def reach(self) -> Reach:
         """How far an output pixel of the network sees, as the card says."""
-        from geoseg.unet import Reach
-
         return Reach(*self.card.reach)
 
     @property
@@ -162,7 +157,7 @@ def load_foreign(path: Path, kind: Format) -> ForeignModel:
     hints = try_out(network, card, str(path))
     # ONNX Runtime keeps the weights to itself.
     learnt = sum(value.numel() for value in network.parameters()) if kind == "torchscript" else None
-    return ForeignModel(card, {}, path, fingerprint, learnt, hints)
+    return ForeignModel(card, path, fingerprint, {}, learnt, hints)
 
 
 def _fingerprint(path: Path, card_file: Path) -> str:

@@ -187,7 +187,7 @@ def means(values: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Return means over squares of ``factor`` pixels; over what is there at the right and bottom."""
     if factor == 1:
         return values
-    total = sums(values, factor, np.uint32)
+    total = sums(values, factor)
     height, width = (np.minimum(factor, side - np.arange(0, side, factor)) for side in values.shape)
     count = np.multiply.outer(height, width)
     mean: NDArray[np.uint8] = ((total + count // 2) // count).astype(np.uint8)

@@ -24,15 +24,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from geoseg.cog import packed
 from geoseg.errors import OutputError
 
 FOLDER = ".geoseg"
 _COMPLETE, _PARTIAL = ".npz", ".partial.npz"
-_ARRAYS = ("probability", "valid", "mask", "thumbnail", "parts", "facts")
+_ARRAYS = ("probability", "valid", "mask", "shape", "thumbnail", "parts", "facts")
 _CHECKSUM = 4
 # What zipfile and numpy answer to bytes that are no archive of arrays.
 _NO_RECORD = (
-    zipfile.BadZipFile, zlib.error, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError
+    zipfile.BadZipFile, zlib.error, LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, RuntimeError,
+    MemoryError, OverflowError,
 )  # fmt: skip
 
 
@@ -59,23 +61,26 @@ class BlockRecord:
         return bool(self.facts.get("empty"))
 
     def to_bytes(self) -> bytes:
-        """Pack as a lightly compressed ``.npz`` with a checksum of all of it; equal records give equal bytes."""
-        arrays = {
-            "probability": self.probability,
-            "valid": np.packbits(self.valid, axis=1),
-            "mask": np.packbits(self.mask, axis=1),
+        """Pack as an ``.npz`` with a checksum of all of it; equal records give equal bytes.
+
+        The large arrays are zlib streams of their bytes, as the tiles of the rasters are (:func:`geoseg.cog.packed`).
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            "shape": np.array(self.probability.shape, np.int64),
+            "probability": np.frombuffer(packed(np.ascontiguousarray(self.probability)), np.uint8),
+            "valid": np.frombuffer(packed(np.packbits(self.valid)), np.uint8),
+            "mask": np.frombuffer(packed(np.packbits(self.mask)), np.uint8),
             "thumbnail": self.thumbnail,
             "parts": np.frombuffer(self.parts, dtype=np.uint8),
             "facts": np.frombuffer(json.dumps(self.facts, sort_keys=True).encode(), dtype=np.uint8),
         }
         buffer = io.BytesIO()
-        # Not numpy's savez_compressed: its fixed level 6 costs more time than the network on a GPU.
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        with zipfile.ZipFile(buffer, "w") as archive:
             for name, array in arrays.items():
-                with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
             # The archive's comment, its last bytes, holds the checksum: zip's own leave its table of contents out.
-            packed.comment = bytes(_CHECKSUM)
+            archive.comment = bytes(_CHECKSUM)
         data = buffer.getvalue()[:-_CHECKSUM]
         return data + zlib.crc32(data).to_bytes(_CHECKSUM, "big")
 
@@ -89,15 +94,17 @@ class BlockRecord:
         if zlib.crc32(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "big"):
             raise ValueError("not a block record, or a damaged one: its checksum does not fit")
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as packed:
-                arrays = {name: packed[name] for name in _ARRAYS}
-            probability = arrays["probability"]
-            width = probability.shape[1]
-            valid, mask = (np.unpackbits(arrays[name], axis=1, count=width).astype(bool) for name in ("valid", "mask"))
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in _ARRAYS}
+            height, width = (int(side) for side in arrays["shape"])
+            area = height * width
+            probability = _unpacked(arrays["probability"], area).reshape(height, width)
+            valid, mask = (
+                np.unpackbits(_unpacked(arrays[name], -(-area // 8)), count=area).reshape(height, width).astype(bool)
+                for name in ("valid", "mask")
+            )
         except _NO_RECORD as error:
             raise ValueError(f"not a block record: {error}") from error
-        if not probability.shape == valid.shape == mask.shape:
-            raise ValueError(f"not a block record: shapes {probability.shape}, {valid.shape} and {mask.shape}")
         return cls(
             probability,
             valid,
@@ -106,6 +113,15 @@ class BlockRecord:
             arrays["parts"].tobytes(),
             json.loads(arrays["facts"].tobytes()),
         )
+
+
+def _unpacked(stream: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return the bytes of a zlib stream; ValueError unless they are ``size``."""
+    found = zlib.decompressobj()
+    data = found.decompress(stream.tobytes(), size + 1)
+    if len(data) != size or not found.eof:
+        raise ValueError(f"not a block record: {len(data)} bytes where {size} are wanted")
+    return np.frombuffer(data, np.uint8)
 
 
 class Journal:

@@ -38,7 +38,7 @@ from geoseg.aoi import read_aoi
 from geoseg.errors import InputError, SettingError
 from geoseg.inputs import InputProblem, expand_inputs, read_headers, sort_out
 from geoseg.layout import Layer, ground_size, place, scaled
-from geoseg.raster import Part, ReadProblem, Source, read_side_by_side
+from geoseg.raster import OPEN_FILES, Part, ReadProblem, Source, is_blank, read_side_by_side
 from geoseg.tiling import Rect
 from geoseg.warp import Target, warp
 
@@ -177,10 +177,15 @@ class Mosaic:
         """
         if not self.extent.contains(rect):
             raise SettingError(f"{rect} lies outside the mosaic of {self.shape} px")
+        layers = list(self.layers_in(rect))
+        if len(layers) == 1 and layers[0][1] == rect and self.layers[layers[0][0]].aligned:
+            array, has, lost = self._read_part(layers[0][0], rect)
+            if array is not None:  # already 0 where invalid
+                return Pixels(array, has, rect, tuple(dict.fromkeys(lost)))
         values = np.zeros((3, *rect.shape), self.dtype)
         valid = np.zeros(rect.shape, bool)
         problems: list[ReadProblem] = []
-        for number, part in self.layers_in(rect):
+        for number, part in layers:
             rows, cols = part.slices(rect)
             if valid[rows, cols].all():
                 continue
@@ -204,8 +209,10 @@ class Mosaic:
         cols = reflect(np.arange(rect.col0, rect.col1), width)
         row0, col0 = int(rows.min()), int(cols.min())
         inner = self.read(Rect(row0, col0, int(rows.max()) + 1, int(cols.max()) + 1))
-        take = np.ix_(rows - row0, cols - col0)
-        return Pixels(inner.values[:, take[0], take[1]], inner.valid[take], rect, inner.problems)
+        rows, cols = rows - row0, cols - col0
+        # One axis after the other: whole rows are copied much faster than single pixels.
+        values, valid = (array.take(rows, axis=-2).take(cols, axis=-1) for array in (inner.values, inner.valid))
+        return Pixels(values, valid, rect, inner.problems)
 
     def inside_aoi(self, rect: Rect) -> np.ndarray:
         """Return (rows, columns) bool: pixels of ``rect`` whose centre lies in the area of interest."""
@@ -222,12 +229,29 @@ class Mosaic:
         burnt: np.ndarray = rasterize(near, out_shape=rect.shape, transform=shift, dtype="uint8")
         return burnt.astype(bool)
 
+    def is_blank(self, rect: Rect) -> bool:
+        """Say whether ``rect`` surely has no data in the area of interest; reads no pixels.
+
+        Quick enough to ask for every block of a mosaic before any work. Files are looked into only if they are few.
+        """
+        if self.aoi is not None and not len(self._aoi_index.query(_box(rect), predicate="intersects")):
+            return True
+        few = len(self.sources) <= OPEN_FILES
+        for number, part in self.layers_in(rect):
+            if not (few and self.layers[number].aligned):
+                return False
+            if not all(is_blank(source, common) for source, common in self.members_in(number, part)):
+                return False
+        return True
+
     def has_data(self, rect: Rect) -> bool:
         """Say whether any pixel of ``rect`` is valid and inside the area of interest.
 
         Reads masks only where headers do not tell. Where a mask cannot be read the answer is yes, so that
         :meth:`read` comes to report it.
         """
+        if self.is_blank(rect):
+            return False
         inside = None if self.aoi is None else self.inside_aoi(rect)
         if inside is not None and not inside.any():
             return False

@@ -32,7 +32,8 @@ from typing import Any, Protocol
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from geoseg.errors import GeosegError, InputError, SettingError
 from geoseg.tiling import Rect
@@ -201,12 +202,12 @@ def block_parts(mask: NDArray[np.bool_], probability: NDArray[np.uint8], core: R
     if not mask.any():
         return Parts.empty(core)
     padded = np.pad(mask, 1)
-    labels, count = ndimage.label(padded)
+    labels, of_run, lengths, count = _labelled(padded)
     owner, rows, cols, values = _labelled_corners(padded, labels)
     inner = labels[1:-1, 1:-1]
-    owners = inner[mask]
+    run_sums = np.add.reduceat(probability[mask], np.cumsum(lengths) - lengths, dtype=np.int64)
     # bincount adds in float64, exact up to 2**53: more than 255 times the pixels of any block.
-    sums = np.bincount(owners, probability[mask], count + 1)[1:]
+    pixels, sums = (np.bincount(of_run, of_each, count) for of_each in (lengths, run_sums))
     sides = {
         "top": inner[0],
         "bottom": inner[-1],
@@ -219,10 +220,39 @@ def block_parts(mask: NDArray[np.bool_], probability: NDArray[np.uint8], core: R
         rows=(rows + core.row0).astype(np.int32),
         cols=(cols + core.col0).astype(np.int32),
         values=values,
-        pixels=np.bincount(owners, minlength=count + 1)[1:].astype(np.int64),
+        pixels=pixels.astype(np.int64),
         probability_sums=sums.astype(np.int64),
         **{name: side.astype(np.int32) - np.int32(1) for name, side in sides.items()},
     )
+
+
+def _labelled(padded: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Ints, Ints, int]:
+    """Find 4-connected parts by the runs of pixels along rows, of which there are far fewer than pixels.
+
+    Two runs belong together when they have a column in common in neighbouring rows. Which parts that makes is a
+    question about a graph (scipy's connected_components), and takes a third of the time of labelling pixel by pixel.
+
+    Args:
+        padded: with a frame of one background pixel, so that no run passes the end of a row.
+
+    Returns:
+        Labels of the pixels, 0 for background, the others from 1 in the order of the parts' first pixels; part of each
+        run, counted from 0; pixels of each run; number of parts.
+    """
+    width, flat = padded.shape[1], padded.ravel()
+    turns = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts, ends = turns[::2], turns[1::2]
+    # Of the runs in the next row those from ``first`` to before ``last`` lie below.
+    first, last = np.searchsorted(ends, starts + width, "right"), np.searchsorted(starts, ends + width, "left")
+    below = np.maximum(last - first, 0)
+    upper = np.repeat(np.arange(len(starts)), below)
+    lower = np.arange(len(upper)) + np.repeat(first - np.cumsum(below) + below, below)
+    links = coo_array((np.ones(len(upper), bool), (upper, lower)), shape=(len(starts), len(starts)))
+    count, of_run = connected_components(links, directed=False)
+    values = np.zeros(len(turns) + 1, np.int32)
+    values[1::2] = of_run + 1
+    labels = np.repeat(values, np.diff(turns, prepend=0, append=flat.size)).reshape(padded.shape)
+    return labels, of_run, ends - starts, count
 
 
 def _labelled_corners(padded: NDArray[np.bool_], labels: Ints) -> tuple[Ints, Ints, Ints, NDArray[np.int8]]:
@@ -233,8 +263,10 @@ def _labelled_corners(padded: NDArray[np.bool_], labels: Ints) -> tuple[Ints, In
     pixels = padded.view(np.int8)
     down = pixels[1:] - pixels[:-1]
     corners = down[:, 1:] - down[:, :-1]
-    rows, cols = np.nonzero(corners)
-    values = corners[rows, cols]
+    # Much quicker than nonzero, which looks at numbers one by one.
+    found = np.flatnonzero(corners != 0)
+    values = corners.ravel()[found]
+    rows, cols = np.divmod(found, corners.shape[1])
     width = labels.shape[1]
     flat, place = labels.ravel(), rows * width + cols
     four = flat[place], flat[place + 1], flat[place + width], flat[place + width + 1]
@@ -286,7 +318,7 @@ def trace(owner: Ints, rows: Ints, cols: Ints, values: Ints, pixels: Ints) -> ND
         raise _misfit("an edge without an end")
     other_end = np.empty(len(turn), np.int64)
     other_end[upper], other_end[lower] = lower, upper
-    path, starts = _rings(other_end[np.arange(len(turn)) ^ 1].tolist())
+    path, starts = _rings(other_end[np.arange(len(turn)) ^ 1])
     ring_owner = owner[path[starts]]
     is_shell = np.ones(len(starts), bool)
     is_shell[1:] = ring_owner[1:] != ring_owner[:-1]
@@ -303,25 +335,34 @@ def trace(owner: Ints, rows: Ints, cols: Ints, values: Ints, pixels: Ints) -> ND
     return np.asarray(shapely.normalize(polygons), dtype=object)
 
 
-def _rings(following: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _rings(following: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Follow the edges; return the turns where horizontal edges begin, and where rings start.
 
-    Turns ``2k`` and ``2k + 1`` are the ends of a horizontal edge. Rings are found by their first
+    Turns ``2k`` and ``2k + 1`` are the ends of a horizontal edge. Rings stand in the order of their first
     turn, so the shell of a shape comes before its holes, and every ring sets out to the right.
+
+    All rings are followed at once, in steps that double in length (Wyllie's list ranking), which takes as many rounds
+    as the longest ring's length has binary digits.
     """
-    seen = bytearray(len(following))
-    path: list[int] = []
-    starts: list[int] = []
-    for start in range(len(following)):
-        if seen[start]:
-            continue
-        starts.append(len(path))
-        turn = start
-        while not seen[turn]:
-            seen[turn] = seen[turn ^ 1] = 1
-            path.append(turn)
-            turn = following[turn]
-    return np.array(path, np.int64), np.array(starts, np.int64)
+    own = np.arange(len(following))
+    first, jump = own, following
+    while True:
+        lower = np.minimum(first, first[jump])
+        # Windows as long as the jump that all begin with their least turn hold the whole ring's least.
+        if (lower == first).all():
+            break
+        first, jump = lower, jump[jump]
+    # Each ring is there twice, once in each direction; the one that sets out to the right begins with an even turn.
+    is_first = first == own
+    left = np.where(is_first, 0, 1)
+    jump = np.where(is_first, own, following)
+    while (jump != first).any():
+        left = left + left[jump]
+        jump = jump[jump]
+    path = np.flatnonzero(first % 2 == 0)
+    # The first turn stands before the one from which the way back to it is longest.
+    path = path[np.lexsort((-left[path], ~is_first[path], first[path]))]
+    return path, np.flatnonzero(is_first[path])
 
 
 def _misfit(what: str) -> GeosegError:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # what a failed read of a mask raises; has no public name
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 
@@ -198,6 +199,9 @@ def read_side_by_side(members: Iterable[tuple[Source, Rect]], rect: Rect, dtype:
         dtype: of the values.
         values: False reads the validity only.
     """
+    members = list(members)
+    if len(members) == 1 and members[0][1] == rect and members[0][0].dtype == str(np.dtype(dtype)):
+        return _read_native(members[0][0], _local_rect(members[0][0], rect), values)
     valid = np.zeros(rect.shape, bool)
     array = nothing(dtype, rect, values)
     problems: list[ReadProblem] = []
@@ -205,14 +209,49 @@ def read_side_by_side(members: Iterable[tuple[Source, Rect]], rect: Rect, dtype:
         rows, cols = common.slices(rect)
         if valid[rows, cols].all():
             continue
-        row, col = source.native.row0, source.native.col0
-        local = Rect(common.row0 - row, common.col0 - col, common.row1 - row, common.col1 - col)
-        part, has, lost = _read_native(source, local, values)
+        part, has, lost = _read_native(source, _local_rect(source, common), values)
         problems.extend(lost)
         if array is not None and part is not None:
             np.copyto(array[:, rows, cols], part, where=has & ~valid[rows, cols])
         valid[rows, cols] |= has
     return array, valid, tuple(problems)
+
+
+def is_blank(source: Source, rect: Rect) -> bool:
+    """Say whether a rectangle of a file's layer surely has no data in it, without reading pixels.
+
+    Tiles that a GeoTIFF does not hold, as in the sea around an island, are known from its directory; they read as
+    nodata (and its alpha as 0). Other files, and those that cannot be opened, give False.
+    """
+    if source.all_valid or source.alpha is not None or is_remote(source.path):
+        return False
+    try:
+        dataset = _opened(source).dataset
+    except (*READ_ERRORS, OSError):
+        return False
+    bands = (1,) if source.palette else source.bands
+    flags = {flag for band in bands for flag in dataset.mask_flag_enums[band - 1]}
+    clear = flags == {MaskFlags.nodata} or (MaskFlags.alpha in flags and dataset.nodata is None)
+    if dataset.driver != "GTiff" or not clear:
+        return False
+    if MaskFlags.alpha in flags:
+        bands = (*bands, dataset.count)  # GDAL takes the last band for alpha only
+    if dataset.interleaving == Interleaving.pixel:
+        bands = bands[:1]
+    local = _local_rect(source, rect)
+    rows, cols = dataset.block_shapes[bands[0] - 1]
+    return not any(
+        dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
+        for band in set(bands)
+        for row in range(local.row0 // rows, -(-local.row1 // rows))
+        for col in range(local.col0 // cols, -(-local.col1 // cols))
+    )
+
+
+def _local_rect(source: Source, rect: Rect) -> Rect:
+    """Return a rectangle of the layer's pixels in the file's own."""
+    row, col = source.native.row0, source.native.col0
+    return Rect(rect.row0 - row, rect.col0 - col, rect.row1 - row, rect.col1 - col)
 
 
 def _read_native(source: Source, rect: Rect, values: bool = True) -> Part:
@@ -235,6 +274,12 @@ def nothing(dtype: Any, rect: Rect, values: bool) -> np.ndarray | None:
 
 def _read_once(opened: _Opened, source: Source, rect: Rect, values: bool) -> tuple[np.ndarray | None, np.ndarray]:
     dataset, window = opened.dataset, rect.window
+    if values and (absent := _nodata_of(opened, source)) is not None:
+        array = dataset.read(list(source.bands), window=window)
+        valid = np.logical_or.reduce([band != value for band, value in zip(array, absent, strict=True)])
+        if not valid.all():
+            array[:, ~valid] = 0
+        return array, valid
     if source.all_valid:
         valid = np.ones(rect.shape, bool)
     elif source.alpha is not None:
@@ -257,6 +302,21 @@ def _read_once(opened: _Opened, source: Source, rect: Rect, values: bool) -> tup
     if not valid.all():
         array[:, ~valid] = 0
     return (array if values else None), valid
+
+
+def _nodata_of(opened: _Opened, source: Source) -> list[int] | None:
+    """Return each band's nodata where that alone makes a file's mask, which then need not be read besides the bands."""
+    dataset = opened.dataset
+    if opened.palette is not None or source.alpha is not None or sorted(source.bands) != list(dataset.indexes):
+        return None
+    if any(flags != [MaskFlags.nodata] for flags in dataset.mask_flag_enums):
+        return None
+    found = [dataset.nodatavals[band - 1] for band in source.bands]
+    kind: Any = np.dtype(source.dtype)
+    if kind.kind not in "iu" or kind.itemsize > 4:
+        return None
+    known = all(value == int(value) and np.iinfo(kind).min <= value <= np.iinfo(kind).max for value in found)
+    return [int(value) for value in found] if known else None
 
 
 def _read_by_blocks(opened: _Opened, source: Source, rect: Rect, values: bool) -> Part:

@@ -13,7 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
+from importlib import import_module
+from itertools import chain, islice
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from geoseg.block import Job, run_block
@@ -22,10 +25,11 @@ from geoseg.journal import Journal
 from geoseg.progress import Progress, open_progress
 from geoseg.settings import CELL, CELL_WHOLE, Settings
 from geoseg.tiling import ALIGN, Tiling, ceil_to
+from geoseg.warm import warm_up
 
 if TYPE_CHECKING:
     from geoseg.card import ModelCard
-    from geoseg.checkpoint import Model
+    from geoseg.checkpoint import ModelFile
     from geoseg.mosaic import Mosaic
 
 OVERVIEW = 25_000_000
@@ -86,11 +90,12 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
         ModelError: The model cannot be used.
         SettingError: Settings that do not fit the inputs or the model.
     """
-    from geoseg.checkpoint import load_model
+    from geoseg.checkpoint import look_at_model
     from geoseg.mosaic import open_mosaic
-    from geoseg.predict import Scaling, building_class
+    from geoseg.scaling import Scaling, building_class
 
-    model = load_model(settings.model)
+    # Not loaded: torch takes seconds and hundreds of megabytes, and only workers need it.
+    model = look_at_model(settings.model)
     card = model.card
     building_class(card)
     names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
@@ -129,7 +134,7 @@ def _card_bands(card: ModelCard) -> tuple[int, int, int] | None:
     return None if tuple(card.bands) == (1, 2, 3) else tuple(card.bands)  # type: ignore[return-value]
 
 
-def _tiling(shape: tuple[int, int], settings: Settings, model: Model) -> Tiling:
+def _tiling(shape: tuple[int, int], settings: Settings, model: ModelFile) -> Tiling:
     card = model.card
     taper = settings.taper or 0
     if isinstance(settings.halo, int):
@@ -170,7 +175,7 @@ def _notes(mosaic: Mosaic, card: ModelCard, settings: Settings, tiling: Tiling) 
         yield f"blocks are {tiling.core} px: whole cells of {tiling.cell}"
 
 
-def _identity(mosaic: Mosaic, model: Model, job: Job) -> dict[str, Any]:
+def _identity(mosaic: Mosaic, model: ModelFile, job: Job) -> dict[str, Any]:
     import geoseg
 
     return {
@@ -238,9 +243,10 @@ def segment(
     chosen = Settings.of(settings)
     shown = progress if isinstance(progress, Progress) else open_progress(progress or chosen.progress)
     started = time.time()
-    from geoseg import finish
+    if chosen.scheduler is None and chosen.workers != 0:
+        warm_up()
     from geoseg.delivery import check_database
-    from geoseg.vector import check_format
+    from geoseg.formats import check_format
 
     planned = plan(inputs, chosen)
     _check_out(planned, Path(out))
@@ -261,6 +267,8 @@ def segment(
         clock = time.perf_counter()
         computed = compute(planned, chosen, journal, shown)
         timings = {"blocks": time.perf_counter() - clock}
+        from geoseg import finish
+
         return finish.write_all(planned, chosen, journal, computed, shown, timings, started)
 
 
@@ -270,6 +278,20 @@ def _check_out(planned: Plan, out: Path) -> None:
     for source in planned.mosaic.sources:
         if Path(source.path).parent == folder:
             raise SettingError(f"{out}: the imagery is in this folder ({source.name}); choose another one for --out")
+
+
+def _waiting(planned: Plan, finished: set[tuple[int, int]], blank: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the blocks that are not finished in the order of the grid; those without data only go to ``blank``."""
+    tiling = planned.tiling
+    for row in range(tiling.grid[0]):
+        for col in range(tiling.grid[1]):
+            if (row, col) in finished:
+                continue
+            if planned.mosaic.is_blank(tiling.core_of(row, col)):
+                # It takes longer to send such a block to a worker than to see that there is nothing in it.
+                blank.append((row, col))
+            else:
+                yield row, col
 
 
 @dataclass(frozen=True)
@@ -286,6 +308,8 @@ class Blocks:
     """Pixels with data that this run computed."""
     workers: str
     """Where, in words."""
+    blank: int = 0
+    """Blocks that surely have no data, which nobody had to compute."""
 
 
 def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progress) -> Blocks:
@@ -295,22 +319,26 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     tiling = planned.tiling
     finished = set(journal.blocks(complete=True))
     total, resumed = len(tiling), len(finished)
-    if resumed == total:
+    blank: list[tuple[int, int]] = []
+    waiting = _waiting(planned, finished, blank)
+    first = list(islice(waiting, 2))
+    if not first:
         there = f"all {total} blocks are there" if total > 1 else "the only block is there"
-        progress.say(f"{there} from an earlier run")
-        return Blocks(0, resumed, {}, 0, "none needed")
-    indices = (
-        (row, col) for row in range(tiling.grid[0]) for col in range(tiling.grid[1]) if (row, col) not in finished
-    )
+        progress.say(f"{there} from an earlier run" if resumed else "there is no data in the imagery")
+        return Blocks(0, resumed, {}, 0, "none needed", len(blank))
+    indices = chain(first, waiting)
     failed: dict[tuple[int, int], str] = {}
-    done = pixels = 0
+    done = pixels = told = 0
     # A single block gains nothing from a cluster but the seconds that starting one takes.
-    count = 0 if settings.workers is None and total - resumed == 1 else settings.workers
+    count = 0 if settings.workers is None and len(first) == 1 else settings.workers
     with open_workers(scheduler=settings.scheduler, workers=count, device=settings.device) as workers:
-        progress.stage("segmenting", total, done=resumed, pixels=True)
+        progress.stage("segmenting", total, done=resumed + len(blank), pixels=True)
+        told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.
         device = planned.job.device if count == 0 else planned.job.device.partition(":")[0]
         job = replace(planned.job, threads=workers.threads, device=device)
+        # What comes after the blocks takes a second to import, and this process has little to do until then.
+        Thread(target=import_module, args=("geoseg.finish",), name="imports", daemon=True).start()
         for index, outcome in workers.map(run_block, job, indices):
             if isinstance(outcome, Exception):
                 failed[index] = _failure(outcome)
@@ -323,9 +351,10 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
                 journal.put(index, outcome.data, outcome.complete)
                 done += 1
                 pixels += outcome.pixels
-            progress.advance(1, tiling.core_of(*index).area)
+            progress.advance(1 + len(blank) - told, tiling.core_of(*index).area)
+            told = len(blank)
         described = workers.description
-    return Blocks(done, resumed, failed, pixels, described)
+    return Blocks(done, resumed, failed, pixels, described, len(blank))
 
 
 def block_name(tiling: Tiling, index: tuple[int, int]) -> str:

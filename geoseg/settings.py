@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from geoseg.errors import SettingError
+from geoseg.formats import FORMATS
 from geoseg.progress import KINDS
 
 CELL = 5120
@@ -17,7 +18,6 @@ CELL = 5120
 is spent on its halo, and memory hardly grows."""
 CELL_WHOLE = 1536
 """The same for networks that take windows whole: about 3 GB for this one."""
-FORMATS = ("gpkg", "fgb", "parquet", "geojson")
 
 _KINDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "text": (

@@ -21,7 +21,8 @@ from torch import nn
 
 from geoseg.errors import ModelError
 from geoseg.layers import Engine, Rows
-from geoseg.unet import ALIGN, ConvRelu, UNet11, UNet16
+from geoseg.tiling import ALIGN
+from geoseg.unet import ConvRelu, UNet11, UNet16
 
 
 class _Pieces:

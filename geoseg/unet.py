@@ -23,15 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
+from geoseg.card import Reach as Reach
 from geoseg.errors import ModelError, SettingError
-
-ALIGN = 32
-"""Both sides of an input are multiples of this: five poolings by two."""
-
+from geoseg.tiling import ALIGN
 
 # ------------------------------------------------------------------------------------- the networks
 
@@ -176,16 +174,37 @@ def _check_image(x: Tensor) -> None:
         )
 
 
-def _vgg_features(name: str) -> nn.Sequential:
-    """Return a VGG's convolutional part with torchvision's own initialisation.
+_CHANNELS: dict[str, tuple[int | None, ...]] = {
+    "vgg11": (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None),
+    "vgg16": (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None),
+}
+"""Outputs of the convolutions of VGG A and D (Simonyan & Zisserman, arXiv:1409.1556); None is a pooling."""
 
-    The whole VGG is built on the meta device, because its classifier (120 million weights) would
-    cost half a gigabyte and seconds, only to be thrown away.
+
+class Undrawn(TorchFunctionMode):
+    """Layers that are built inside get no random numbers.
+
+    On the meta device, where there is nothing to fill, drawing them makes torch import its compiler: seconds.
     """
-    here = torch.empty(0).device  # wherever the caller builds, the meta device included
-    with torch.device("meta"):
-        features = getattr(torchvision.models, name)(weights=None, init_weights=False).features
-    features = features.to_empty(device=here)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what was asked for, but for the drawing."""
+        draws = func in (torch.Tensor.uniform_, torch.Tensor.normal_)
+        return args[0] if draws else func(*args, **(kwargs or {}))
+
+
+def _vgg_features(name: str) -> nn.Sequential:
+    """Return a VGG's convolutional part, laid out and initialised as torchvision's, whose import takes seconds."""
+    layers: list[nn.Module] = []
+    channels = 3
+    with Undrawn():  # torch's own initialisation comes first, and is not wanted
+        for out in _CHANNELS[name]:
+            if out is None:
+                layers.append(nn.MaxPool2d(2, 2))
+                continue
+            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = out
+    features = nn.Sequential(*layers)
     for layer in features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -199,6 +218,8 @@ def _vgg_features(name: str) -> nn.Sequential:
 
 def download_vgg(name: str) -> dict[str, Tensor]:
     """Return torchvision's ImageNet weights of ``vgg11`` or ``vgg16``, downloaded once; ModelError when that fails."""
+    import torchvision
+
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return torch.hub.load_state_dict_from_url(weights.url, map_location="cpu", check_hash=True, weights_only=True)
@@ -267,25 +288,6 @@ def _is_features_weight(key: str) -> bool:
 
 
 # -------------------------------------------------------------------------------------------- reach
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How far an output pixel can see along one axis, the worse of rows and columns."""
-
-    before: int
-    """Pixels towards index 0 that can matter, the output pixel itself not counted."""
-    after: int
-    """Pixels in the other direction."""
-
-    def __post_init__(self) -> None:
-        if self.before < 0 or self.after < 0:
-            raise SettingError(f"a reach is not negative: {self!r}")
-
-    @property
-    def halo(self) -> int:
-        """The smallest multiple of 32 that covers the reach on both sides."""
-        return math.ceil(max(self.before, self.after) / ALIGN) * ALIGN
 
 
 Positions = NDArray[np.int64]

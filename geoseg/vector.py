@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +32,9 @@ from pyproj import CRS
 
 from geoseg.errors import OutputError, SettingError
 from geoseg.footprints import Footprints
+from geoseg.formats import VectorFormat, check_format, format_of
 from geoseg.style import embed_style
 from geoseg.write import explain, replacing, scratch
-
-VectorFormat = Literal["gpkg", "fgb", "parquet", "geojson"]
-FORMATS: tuple[VectorFormat, ...] = get_args(VectorFormat)
-"""File endings, which also name the formats."""
 
 LAYER = "buildings"
 GEOMETRY = "geometry"
@@ -88,34 +85,6 @@ class Written:
     """Buildings."""
     area_m2: float
     """Their total area, square metres."""
-
-
-def format_of(path: Path | str) -> VectorFormat:
-    """Return the format that a file's ending names.
-
-    Raises:
-        SettingError: the ending names none.
-    """
-    ending = Path(path).suffix.lower().removeprefix(".")
-    if ending not in FORMATS:
-        raise SettingError(f"{path}: the ending must be one of .{', .'.join(FORMATS)}")
-    return ending
-
-
-def check_format(format: str, crs: Any) -> VectorFormat:
-    """Return ``format`` if it exists and can hold coordinates of ``crs``; ask before long work.
-
-    Raises:
-        SettingError: it does not, or cannot.
-    """
-    if format not in FORMATS:
-        raise SettingError(f"no vector format {format!r}; it must be one of {', '.join(FORMATS)}")
-    if format == "geojson" and crs is None:
-        raise SettingError(
-            "GeoJSON holds longitudes and latitudes only, and the imagery has no coordinate "
-            "reference system; choose --format gpkg"
-        )
-    return format
 
 
 def write_buildings(

@@ -14,6 +14,7 @@ import shapely
 from geoseg.delivery import check_database, database_writer, run_name
 from geoseg.errors import InputError
 from geoseg.footprints import Footprints, Rules, finish
+from geoseg.formats import check_format, format_of
 from geoseg.join import Joiner
 from geoseg.neighbours import kept_apart
 from geoseg.outline import simplify
@@ -23,7 +24,7 @@ from geoseg.settings import Settings
 from geoseg.spool import LARGE, Polygons, Spool
 from geoseg.square import reach_of, square_up
 from geoseg.tiling import Tiling
-from geoseg.vector import check_format, format_of, write_formats
+from geoseg.vector import write_formats
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from geoseg.errors import SettingError, WorkerError
+from geoseg.gpus import may_have_gpu
+from geoseg.warm import method
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -184,7 +186,8 @@ class Dask(AbstractContextManager["Dask"]):
                 options["resources"] = {GPU: 1}
             specs[number] = {"cls": Nanny, "options": options}
         # A memory limit of dask's would pause or kill workers by a guess; what a block takes is bounded by design.
-        stack.enter_context(dask.config.set({"distributed.worker.daemon": True}))
+        options = {"distributed.worker.daemon": True, "distributed.worker.multiprocessing-method": method()}
+        stack.enter_context(dask.config.set(options))
         cluster = stack.enter_context(
             SpecCluster(
                 workers=specs,
@@ -201,7 +204,7 @@ class Dask(AbstractContextManager["Dask"]):
 
     def _gpus(self) -> list[str]:
         """Return the GPUs that local workers are bound to, as CUDA_VISIBLE_DEVICES names them."""
-        if self._device == "cpu":
+        if self._device == "cpu" or (self._device == "auto" and not may_have_gpu()):
             return []
         import torch
 

@@ -5,9 +5,7 @@ hidden folder beside its destination, flushed to the disk and renamed. Whatever 
 leaves there (journals, overview files) goes away with the folder, also when the process was killed:
 the next attempt sweeps it.
 
-:func:`writing_cog` takes a raster of any size rectangle by rectangle. GDAL's COG driver only
-copies, so the rectangles first go to a sparse tiled BigTIFF in the hidden folder; the copy adds the
-overviews. Memory is that of GDAL's block cache, which is bounded here, whatever the raster's size.
+:func:`writing_cog` takes a raster of any size rectangle by rectangle; see :mod:`geoseg.cog` for how.
 """
 
 from __future__ import annotations
@@ -31,18 +29,12 @@ from rasterio._err import CPLE_BaseError  # copying raises it bare, and there is
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import DatasetWriter
 
+from geoseg.cog import TILE, Cog, Template
 from geoseg.errors import GeosegError, OutputError, SettingError
 from geoseg.tiling import Rect
 
 RasterKind = Literal["mask", "probability"]
-
-TILE = 512
-"""Side of a tile in the file, in pixels."""
-
-CACHE_BYTES = 128 * 2**20
-"""What GDAL may keep of decoded tiles; its default is a twentieth of the machine's memory."""
 
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that compress tiles and compute overviews; more would only wait for the disk."""
@@ -138,29 +130,27 @@ def _concerns(error: OSError, part: Path, path: Path) -> bool:
 class _Layout:
     description: str
     scale: float
-    resampling: str
-    predictor: str
+    average: bool
 
 
 _LAYOUTS: dict[RasterKind, _Layout] = {
     # Classes have no mean, and every overview pixel should be a pixel of the mask.
-    "mask": _Layout("mask", 1.0, "NEAREST", "NO"),
-    "probability": _Layout("probability", 1 / 255, "AVERAGE", "YES"),
+    "mask": _Layout("mask", 1.0, average=False),
+    "probability": _Layout("probability", 1 / 255, average=True),
 }
 
 
 class CogWriter:
     """Takes the rectangles of one raster; made by :func:`writing_cog`."""
 
-    def __init__(self, dataset: DatasetWriter, path: Path, kind: RasterKind) -> None:
-        self._dataset = dataset
-        self._path = path
+    def __init__(self, cog: Cog, shape: tuple[int, int], kind: RasterKind) -> None:
+        self._cog = cog
         self._kind = kind
-        self.extent = Rect(0, 0, dataset.height, dataset.width)
+        self.extent = Rect(0, 0, *shape)
         """The whole raster."""
 
     def write(self, rect: Rect, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> None:
-        """Write a rectangle, in any order; going row by row spares the disk work.
+        """Write a rectangle, in any order, no pixel twice.
 
         Args:
             rect: where, in pixels of the raster.
@@ -173,15 +163,13 @@ class CogWriter:
             SettingError: shapes, types or values are not as above, or ``rect`` leaves the raster.
             OutputError: the disk is full or fails.
         """
-        window = rect.window
         self._check(rect, values, valid)
         if not valid.any():  # the file is sparse: what was never written is invalid
             return
-        if values.dtype == np.bool_:
-            values = values.view(np.uint8) * np.uint8(255)
-        with _explained(self._path), rasterio.Env(**_gdal_options()):
-            self._dataset.write(np.where(valid, values, np.uint8(0)), 1, window=window)
-            self._dataset.write_mask(valid.astype(np.uint8) * np.uint8(255), window=window)
+        grey = (
+            values.view(np.uint8) * np.uint8(255) if values.dtype == np.bool_ else values.astype(np.uint8, copy=False)
+        )
+        self._cog.write(rect, grey, valid)
 
     def _check(self, rect: Rect, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> None:
         if not self.extent.contains(rect):
@@ -221,87 +209,48 @@ def writing_cog(path: Path | str, geobox: GeoBox, kind: RasterKind) -> Iterator[
     path = Path(path)
     if kind not in _LAYOUTS:
         raise SettingError(f"no raster of kind {kind!r}; it must be one of {', '.join(_LAYOUTS)}")
+    shape = (int(geobox.shape[0]), int(geobox.shape[1]))
     with replacing(path) as temporary:
-        blocks = temporary.with_name("blocks.tif")
-        with _explained(path):
-            dataset = _create(blocks, geobox, kind)
-        try:
-            yield CogWriter(dataset, path, kind)
-        finally:
-            with _explained(path), rasterio.Env(**_gdal_options()):
-                dataset.close()
-        _copy(blocks, temporary, kind, path)
+        template = _template(temporary.parent, geobox, kind, path)
+        with Cog(temporary, shape, template, average=_LAYOUTS[kind].average, threads=THREADS) as cog:
+            yield CogWriter(cog, shape, kind)
+            cog.finish()
+        _check(temporary, shape, path)
 
 
-def _gdal_options() -> dict[str, Any]:
-    return {
-        "GDAL_CACHEMAX": CACHE_BYTES,
-        "GDAL_NUM_THREADS": THREADS,
-        "GDAL_TIFF_INTERNAL_MASK": True,
-        "GDAL_PAM_ENABLED": False,
-    }
-
-
-def _create(path: Path, geobox: GeoBox, kind: RasterKind) -> DatasetWriter:
+def _template(folder: Path, geobox: GeoBox, kind: RasterKind, path: Path) -> Template:
+    """Let GDAL write one pixel with the georeference and the band's description, and take the file apart."""
     layout = _LAYOUTS[kind]
-    height, width = geobox.shape
     georeference: dict[str, Any] = {}
     if not geobox.affine.is_identity:
         georeference["transform"] = geobox.affine
     if geobox.crs is not None:
         georeference["crs"] = CRS.from_user_input(geobox.crs)
-    with rasterio.Env(**_gdal_options()), warnings.catch_warnings():
+    profile = {"height": 1, "width": 1, "count": 1, "dtype": "uint8", "photometric": "MINISBLACK"}
+    options = {"GDAL_TIFF_INTERNAL_MASK": True, "GDAL_PAM_ENABLED": False}
+    plain, pixel = folder / "pixel.tif", folder / "template.tif"
+    with _explained(path), rasterio.Env(**options), warnings.catch_warnings():
         # A mosaic without georeference is allowed, and was reported where it was opened.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset = rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            height=height,
-            width=width,
-            count=1,
-            dtype="uint8",
-            photometric="MINISBLACK",
-            tiled=True,
-            blockxsize=TILE,
-            blockysize=TILE,
-            compress="DEFLATE",
-            zlevel=1,  # read once and thrown away
-            BIGTIFF="YES",
-            SPARSE_OK=True,
-            **georeference,
-        )
-        dataset.set_band_description(1, layout.description)
-        if layout.scale != 1.0:
-            dataset.scales = (layout.scale,)
-            dataset.offsets = (0.0,)
-        # Makes the internal mask exist even when no pixel turns out to be valid.
-        dataset.write_mask(np.zeros((1, 1), np.uint8), window=Rect(0, 0, 1, 1).window)
-    return dataset
+        with rasterio.open(plain, "w", driver="GTiff", **profile, **georeference) as dataset:
+            dataset.set_band_description(1, layout.description)
+            if layout.scale != 1.0:
+                dataset.scales = (layout.scale,)
+                dataset.offsets = (0.0,)
+            dataset.write_mask(np.full((1, 1), 255, np.uint8))
+        rasterio.shutil.copy(plain, pixel, driver="COG", COMPRESS="DEFLATE", PREDICTOR="NO", BLOCKSIZE=TILE)
+    return Template.of(pixel.read_bytes())
 
 
-def _copy(blocks: Path, temporary: Path, kind: RasterKind, path: Path) -> None:
-    layout = _LAYOUTS[kind]
-    with _explained(path), rasterio.Env(**_gdal_options()), warnings.catch_warnings():
+def _check(temporary: Path, shape: tuple[int, int], path: Path) -> None:
+    """Let GDAL look at what came out."""
+    with _explained(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        rasterio.shutil.copy(
-            blocks,
-            temporary,
-            driver="COG",
-            COMPRESS="DEFLATE",
-            PREDICTOR=layout.predictor,
-            BLOCKSIZE=TILE,
-            BIGTIFF="IF_SAFER",
-            NUM_THREADS=THREADS,
-            OVERVIEW_RESAMPLING=layout.resampling,
-            SPARSE_OK=True,
-        )
-        # GDAL reports some failed writes only to its log: look at what came out.
         with rasterio.open(temporary) as result:
             is_cog = result.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
             has_mask = result.mask_flag_enums == ([MaskFlags.per_dataset],)
-    if not (is_cog and has_mask):
-        raise OutputError(f"{path}: GDAL {rasterio.__gdal_version__} did not write a COG with a mask")
+            if not (is_cog and has_mask and result.shape == shape):
+                raise OutputError(f"{path}: GDAL {rasterio.__gdal_version__} does not read it as a COG with a mask")
 
 
 @contextmanager

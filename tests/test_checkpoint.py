@@ -19,10 +19,11 @@ from torch import nn
 
 import geoseg.checkpoint as checkpoint
 from geoseg.card import DataSource, ModelCard
-from geoseg.checkpoint import list_models, load_model, read_card, save_model
+from geoseg.checkpoint import list_models, load_model, look_at_model, read_card, save_model
 from geoseg.errors import ModelError, OutputError
-from geoseg.unet import Reach, UNet11, UNet16
+from geoseg.unet import Reach, UNet11, UNet16, reach
 
+ROOT = Path(__file__).resolve().parents[1]
 CARD = ModelCard(
     name="narrow",
     arch="unet11",
@@ -293,3 +294,46 @@ def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
     for length in range(first, first + 256, 8):
         path.write_bytes(struct.pack("<Q", length) + header.ljust(length))
         assert read_card(path).name == "m"
+
+
+# ----------------------------------------------------------------------------- without the weights
+
+
+@pytest.mark.parametrize(("arch", "deconv"), [("unet11", False), ("unet16", False), ("unet16", True)])
+def test_the_reach_that_is_written_down_is_the_networks_own(tmp_path: Path, arch: str, deconv: bool) -> None:
+    net = UNet11(1) if arch == "unet11" else UNet16(1, 1, deconv)
+    path = tmp_path / "a.safetensors"
+    save_model(path, net, dataclasses.replace(CARD, arch=arch, is_deconv=deconv))
+    assert look_at_model(path).reach == reach(net)
+
+
+def test_looking_at_a_model_tells_what_loading_it_tells(model_file: Path) -> None:
+    seen, loaded = look_at_model(model_file), load_model(model_file)
+    for name in ("card", "path", "fingerprint", "reach", "output", "align", "notes"):
+        assert getattr(seen, name) == getattr(loaded, name)
+
+
+def test_a_file_that_was_cut_short_is_seen_without_loading_it(model_file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(model_file.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="truncated"):
+        look_at_model(cut)
+    odd = tmp_path / "odd.safetensors"
+    odd.write_bytes(with_header(model_file, lambda header: header.update(more=[1])))
+    with pytest.raises(ModelError, match="damaged"):
+        look_at_model(odd)
+
+
+def test_planning_and_loading_import_neither_torchs_compiler_nor_torchvision() -> None:
+    program = """
+import sys
+from geoseg.segment import plan
+from geoseg.settings import Settings
+plan([sys.argv[1]], Settings())
+assert "torch" not in sys.modules
+from geoseg.checkpoint import load_model
+load_model().build()
+assert "torch" in sys.modules
+assert not {"torch._dynamo", "torchvision", "sympy"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program, str(ROOT / "sample_tiles" / "images")], check=True)

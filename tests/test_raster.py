@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.enums import ColorInterp
 from rasters import damage, noise, only, readable_blocks, write
 
@@ -158,3 +159,59 @@ def test_unreadable_mask_counts_as_data(tmp_path: Path) -> None:
     close_files()
     path.unlink()
     assert mosaic.has_data(mosaic.extent)
+
+
+@pytest.mark.parametrize("kind", ["nodata", "alpha", "bands", "plain", "mask"])
+def test_what_a_file_does_not_hold_is_blank(tmp_path: Path, kind: str) -> None:
+    """Only tiles that are missing and read as no data count, and only if all of the rectangle is such."""
+    path = tmp_path / "a.tif"
+    shape = {"driver": "GTiff", "height": 64, "width": 96, "count": 4 if kind == "alpha" else 3, "dtype": "uint8"}
+    options: dict[str, Any] = {"tiled": True, "blockxsize": 32, "blockysize": 32, "SPARSE_OK": True, "compress": "LZW"}
+    options["interleave"] = "band" if kind == "bands" else "pixel"
+    if kind in ("nodata", "bands"):
+        options["nodata"] = 0
+    if kind == "alpha":
+        options |= {"photometric": "RGB", "alpha": "YES"}
+    options |= {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 400_000, 0, -0.5, 5_800_000)}
+    window = Rect(0, 32, 32, 64).window
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **shape, **options) as file:
+        file.write(np.full((shape["count"], 32, 32), 9, np.uint8), window=window)
+        if kind == "mask":
+            file.write_mask(np.full((32, 32), 255, np.uint8), window=window)
+    mosaic = only(path)
+    known = kind in ("nodata", "alpha", "bands")
+    assert mosaic.is_blank(Rect(0, 0, 32, 32)) == known
+    assert mosaic.is_blank(Rect(32, 0, 64, 96)) == known
+    assert mosaic.is_blank(Rect(0, 64, 64, 96)) == known
+    assert not mosaic.is_blank(Rect(0, 0, 32, 33))
+    assert not mosaic.is_blank(Rect(31, 63, 33, 65))
+    for row in range(0, 64, 8):
+        for col in range(0, 96, 8):
+            rect = Rect(row, col, row + 8, col + 8)
+            assert mosaic.is_blank(rect) <= (not mosaic.read(rect).valid.any())
+
+
+def test_a_file_that_cannot_be_opened_is_not_blank(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", noise((3, 16, 16)), nodata=0)
+    mosaic = only(path)
+    close_files()
+    path.write_bytes(b"no raster")
+    assert not mosaic.is_blank(Rect(0, 0, 16, 16))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int8", "float32"])
+@pytest.mark.parametrize("nodata", [0, 1, 100, -5])
+@pytest.mark.parametrize("bands", [None, (3, 1, 2), (1, 1, 2)])
+def test_nodata_is_what_gdal_takes_for_it(
+    tmp_path: Path, dtype: str, nodata: int, bands: tuple[int, int, int] | None
+) -> None:
+    if nodata < 0 and dtype.startswith("u"):
+        pytest.skip("no such value")
+    values = noise((3, 16, 16), dtype, low=max(nodata - 1, 0), high=max(nodata, 0) + 2)
+    path = write(tmp_path / "a.tif", values, nodata=nodata)
+    got = open_mosaic([path], bands=bands)[0].read(Rect(1, 2, 16, 15))
+    with rasterio.open(path) as dataset:
+        expected = dataset.dataset_mask()[1:, 2:15] > 0
+    np.testing.assert_array_equal(got.valid, expected)
+    chosen = [band - 1 for band in bands or (1, 2, 3)]
+    np.testing.assert_array_equal(got.values, values[chosen, 1:, 2:15] * expected)

@@ -228,7 +228,7 @@ def test_two_worker_processes_change_nothing(reference: Path, city: Path, narrow
     result = segment(city, tmp_path, model=str(narrow_model), **small(core=64, workers=2))
     assert content(tmp_path) == content(reference)
     assert result.run["workers"].startswith("2 CPU workers")
-    assert result.run["counts"]["blocks_computed"] == 16
+    assert result.run["counts"]["blocks_computed"] == 16 - result.run["counts"]["blocks_blank"]
 
 
 def test_how_files_are_cut_changes_nothing(reference: Path, narrow_model: Path, tmp_path: Path) -> None:
@@ -310,12 +310,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(city: Path, narrow_model: Path, 
     assert blocks_in(tmp_path / "killed").items() >= before.items()
     counts = json.loads((tmp_path / "killed" / "run.json").read_text("utf-8"))["counts"]
     assert counts["blocks_resumed"] == len(before)
-    assert counts["blocks_computed"] == 16 - len(before)
+    assert counts["blocks_computed"] == 16 - counts["blocks_blank"] - len(before)
 
     result = segment(
         city, tmp_path / "calm", model=str(narrow_model), cell=64, core=64, halo="exact", workers=0, progress="none"
     )
-    assert result.run["counts"]["blocks_computed"] == 16
+    assert result.run["counts"]["blocks_computed"] == 16 - result.run["counts"]["blocks_blank"]
     for name in ("mask.tif", "probability.tif", "buildings.gpkg"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
     left = {path.name for path in (tmp_path / "killed").iterdir()}
@@ -374,7 +374,7 @@ def test_what_blocks_depend_on_starts_afresh(
     heard = Heard()
     result = segment(city, finished, model=str(narrow_model), **{**small(**change), "progress": heard})
     assert result.run["counts"]["blocks_resumed"] == 0
-    assert len(blocks_in(finished)) == result.run["counts"]["blocks"]
+    assert len(blocks_in(finished)) == result.run["counts"]["blocks"] - result.run["counts"]["blocks_blank"]
     assert any(line.startswith("starting afresh: ") and re.search(why, line) for line in heard.said), heard.said
 
 
@@ -449,7 +449,7 @@ def test_broken_inputs_are_told_and_the_rest_is_written(
     again = segment(broken, out, model=str(narrow_model), **small(core=64))
     assert 0 < lacking < 16
     assert again.run["counts"]["blocks_computed"] == lacking
-    assert again.run["counts"]["blocks_resumed"] == 16 - lacking
+    assert again.run["counts"]["blocks_resumed"] == 16 - again.run["counts"]["blocks_blank"] - lacking
     assert again.failures == result.failures
 
 
@@ -703,10 +703,13 @@ def test_overview_is_the_mean_of_valid_pixels(factor: int) -> None:
     unit = rng.random((3, 21, 16), dtype=np.float32)
     valid = rng.random((21, 16)) < 0.6
     valid[:8, :8] = False
-    small_image = shrunk(unit, valid, factor)
-    assert small_image.shape == (3, -(-21 // factor), -(-16 // factor))
-    for band, row, col, mean in slow_average(unit, valid, factor):
-        assert abs(small_image[band, row, col] - 255 * mean) <= 0.501
+    for dtype, low, high in (("float32", 0.0, 1.0), ("uint8", 0, 255), ("uint8", 20, 200), ("int16", -500, 9000)):
+        values = (low + (high - low) * (1.2 * unit - 0.1)).clip(0 if dtype == "uint8" else -1000, 10000).astype(dtype)
+        scaling = Scaling(low, high, (0, 0, 0), (1, 1, 1))
+        small_image = shrunk(values, valid, scaling, factor)
+        assert small_image.shape == (3, -(-21 // factor), -(-16 // factor))
+        for band, row, col, mean in slow_average(scaling.unit(values), valid, factor):
+            assert abs(small_image[band, row, col] - 255 * mean) <= 0.501
 
 
 def test_overview_of_blocks_fits_together(city: Path, narrow_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

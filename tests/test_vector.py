@@ -25,9 +25,10 @@ from shapely.geometry import shape
 
 from geoseg.errors import InputError, OutputError, SettingError
 from geoseg.footprints import Footprints, finish
+from geoseg.formats import FORMATS, check_format, format_of
 from geoseg.spool import Outlines, polygons_array
 from geoseg.style import footprint_qml
-from geoseg.vector import FORMATS, check_format, format_of, write_buildings, write_formats
+from geoseg.vector import write_buildings, write_formats
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_300_000)
 CRS_NAME = "EPSG:32614"
