@@ -340,7 +340,7 @@ class Dask(AbstractContextManager["Dask"]):
         versions = _answers(client, new, eval, "__import__('geoseg').__version__")
         wrong = {address: found for address, found in versions.items() if found != __version__}
         if wrong:
-            address, found = next(iter(wrong.items()))
+            found = next(iter(wrong.values()))
             what = f"has geoseg {found}" if isinstance(found, str) else f"cannot import geoseg ({found})"
             raise WorkerError(
                 f"{_named(known, wrong)} {what}; this is geoseg {__version__}: install the same one where the worker "

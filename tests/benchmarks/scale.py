@@ -8,11 +8,11 @@ do not fit into one machine's memory; a block is a sleep, and a record of as man
 shares this machine's cores, so blocks/s and busy are lower bounds. Where scheduler, driver and workers have machines of
 their own, read the CPU time of each per block: it says how many blocks a second one core of it carries.
 
---way says how results reach the driver: `driver`: over the network, through the scheduler; `shared`: workers leave them
-in the output folder. Columns: blocks a second; the share of the workers' time spent in blocks, from the first submission
-to the last result; CPU milliseconds per block of driver, scheduler and all workers together; memory of the driver beyond
-what it had before the first block, and of the scheduler, in MB; failed blocks; and the seconds that it takes to
-ask every worker whether it has geoseg and sees the files.
+--way says how results reach the driver: `driver`: over the network, through the scheduler; `shared`: workers leave
+them in the output folder. Columns: blocks a second; the share of the workers' time spent in blocks, from the first
+submission to the last result; CPU milliseconds per block of driver, scheduler and all workers together; memory of the
+driver beyond what it had before the first block, and of the scheduler, in MB; failed blocks; and the seconds until
+every worker has said whether it has geoseg and sees the files, and the first block is done.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--workers", default="10,100,1000")
     parser.add_argument("--seconds", default="0,0.1,1")
     parser.add_argument("--bytes", type=int, default=1_300_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--blocks", type=int)
     parser.add_argument("--way", choices=["driver", "shared"], default="shared", help="how results reach the driver")
     for name in ("--scheduler", "--worker-pids"):
@@ -220,8 +220,8 @@ def main() -> None:
         drive(given)
     else:
         print(
-            "workers | seconds | way    | blocks | blocks/s | busy | driver ms | scheduler ms | workers ms | driver MB | "
-            "scheduler MB | failed | asked s"
+            "workers | seconds | way    | blocks | blocks/s | busy | driver ms | scheduler ms | workers ms | "
+            "driver MB | scheduler MB | failed | asked s"
         )
         for count in map(int, given.workers.split(",")):
             measure(count, [float(value) for value in given.seconds.split(",")], given)
