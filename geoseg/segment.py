@@ -303,8 +303,9 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     )
     failed: dict[tuple[int, int], str] = {}
     done = pixels = 0
-    # A single block gains nothing from a cluster but the seconds that starting one takes.
-    count = 0 if settings.workers is None and total - resumed == 1 else settings.workers
+    # A single block gains nothing from workers of its own but the seconds that starting them takes.
+    alone = settings.scheduler is None and settings.workers is None and total - resumed == 1
+    count = 0 if alone else settings.workers
     needs = files_needed(planned) if settings.scheduler else ()
     with open_workers(scheduler=settings.scheduler, workers=count, device=settings.device, needs=needs) as workers:
         progress.stage("segmenting", total, done=resumed, pixels=True)

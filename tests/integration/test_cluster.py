@@ -25,8 +25,8 @@ from geoseg.journal import FOLDER, Journal
 from geoseg.segment import segment
 from geoseg.workers import Dask
 
-CUT = {"cell": 64, "core": 64, "halo": 32, "progress": "none"}
-BLOCKS = 100
+CUT = {"cell": 64, "core": 64, "halo": 32, "simplify": 0.0, "square": False, "progress": "none"}
+BLOCKS = 56
 FILES = ("mask.tif", "probability.tif", "buildings.gpkg")
 
 
@@ -41,10 +41,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def ortho(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Imagery of a hundred blocks."""
+    """Imagery of eight rows of seven blocks."""
     folder = tmp_path_factory.mktemp("ortho")
-    write_tile(folder / "a.tif", blobs((630, 320)), (0, 0))
-    write_tile(folder / "b.tif", blobs((630, 300), 6), (0, 320))
+    write_tile(folder / "a.tif", blobs((500, 200)), (0, 0))
+    write_tile(folder / "b.tif", blobs((500, 240), 6), (0, 200))
     return folder
 
 
@@ -173,7 +173,7 @@ def test_a_killed_driver_loses_nothing(
     pipeline = tmp_path / "job.toml"
     pipeline.write_text(
         f'[segment]\ninputs = "{ortho}"\nout = "out"\nmodel = "{narrow_model}"\nscheduler = "cluster/scheduler.json"\n'
-        "cell = 64\ncore = 64\nhalo = 32\n"
+        "cell = 64\ncore = 64\nhalo = 32\nsimplify = 0.0\nsquare = false\n"
     )
     command = [sys.executable, "-m", "geoseg.cli", "run", str(pipeline)]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
