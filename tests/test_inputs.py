@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +135,11 @@ def test_files_beside_a_geotiff_count(tmp_path: Path) -> None:
     import rasterio
 
     path = tmp_path / "a.tif"
-    with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
-        pytest.warns(rasterio.errors.NotGeoreferencedWarning),
-        rasterio.open(path, "w", driver="GTiff", width=8, height=6, count=3, dtype="uint8") as dataset,
-    ):
-        dataset.write(noise((3, 6, 8)))
-        dataset.write_mask(np.arange(48).reshape(6, 8) >= 8)
+    with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", driver="GTiff", width=8, height=6, count=3, dtype="uint8") as dataset:
+            dataset.write(noise((3, 6, 8)))
+            dataset.write_mask(np.arange(48).reshape(6, 8) >= 8)
     assert (tmp_path / "a.tif.msk").is_file()
     (tmp_path / "a.tfw").write_text("0.5\n0\n0\n-0.5\n400000.25\n5799999.75\n")
     mosaic, problems = open_mosaic([path])
