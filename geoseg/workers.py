@@ -19,8 +19,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from geoseg import __version__
 from geoseg.errors import SettingError, WorkerError
+from geoseg.muster import muster
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -303,7 +303,10 @@ class Dask(AbstractContextManager["Dask"]):
             known = self._awaited(client)
         gpus = {address: worker.get("resources", {}).get(GPU, 0) for address, worker in known.items()}
         usable = {address: worker for address, worker in known.items() if gpus[address] or not any(gpus.values())}
-        self._check(client, usable)
+        if self._scheduler is not None:
+            # Each is asked once; workers that join later are asked at the next look.
+            muster(client, {key: worker for key, worker in usable.items() if key not in self._checked}, self._needs)
+            self._checked.update(usable)
         if any(gpus.values()):
             # Half a GPU each: two blocks share it in turns (see OVERLAP).
             return {GPU: 1 / OVERLAP}, max(1, int(sum(gpus.values()) * OVERLAP))
@@ -326,58 +329,6 @@ class Dask(AbstractContextManager["Dask"]):
             wish.release()
         known: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
         return known
-
-    def _check(self, client: Client, known: dict[str, Any]) -> None:
-        """Refuse workers of a running cluster that would fail every block; each is asked once.
-
-        Raises:
-            WorkerError: A worker lacks geoseg, has another one, or does not see a file.
-        """
-        new = [address for address in known if address not in self._checked]
-        if self._scheduler is None or not new:
-            return
-        # Builtins by name: a function of geoseg's own is what such a worker could not load.
-        versions = _answers(client, new, eval, "__import__('geoseg').__version__")
-        wrong = {address: found for address, found in versions.items() if found != __version__}
-        if wrong:
-            found = next(iter(wrong.values()))
-            what = f"has geoseg {found}" if isinstance(found, str) else f"cannot import geoseg ({found})"
-            raise WorkerError(
-                f"{_named(known, wrong)} {what}; this is geoseg {__version__}: install the same one where the worker "
-                "runs, and start the worker again"
-            )
-        lost = (
-            {key: found for key, found in _answers(client, new, unseen, self._needs).items() if found}
-            if self._needs
-            else {}
-        )
-        if lost:
-            found = next(iter(lost.values()))
-            path = found[0] if isinstance(found, list) else found
-            raise WorkerError(
-                f"{_named(known, lost)} does not see {path}: every worker needs the same files at the same paths; "
-                "mount the folder there, or name the imagery by its URL (/vsicurl/…, /vsis3/…)"
-            )
-        self._checked.update(new)
-
-
-def _answers(client: Client, workers: list[str], function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """Return what a function returns or raises on each worker; workers that are gone meanwhile do not answer."""
-    found: dict[str, Any] = client.run(function, *arguments, workers=workers, on_error="return")
-    return {address: answer for address, answer in found.items() if not isinstance(answer, OSError)}
-
-
-def _named(known: dict[str, Any], wrong: dict[str, Any]) -> str:
-    """Return the first of some workers in words, and how many more there are."""
-    address = next(iter(wrong))
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    name = known[address].get("name", address)
-    return f"worker {address}" + (f" ({name})" if str(name) != address else "") + more
-
-
-def unseen(paths: Iterable[str]) -> list[str]:
-    """Return those of some paths that this process cannot read."""
-    return [path for path in paths if not os.access(path, os.R_OK)]
 
 
 def _outcomes(client: Client, futures: list[Future]) -> list[Any]:

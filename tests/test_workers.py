@@ -331,8 +331,8 @@ def test_workers_without_a_gpu_need_nothing_when_others_have_one(
     cluster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    answers = module._answers
-    monkeypatch.setattr(module, "_answers", lambda client, new, *rest: asked.extend(new) or answers(client, new, *rest))
+    muster = module.muster
+    monkeypatch.setattr(module, "muster", lambda client, new, needs: asked.extend(new) or muster(client, new, needs))
     with Dask(scheduler=cluster('[{}, {"GPU": 1}]')) as workers:
         assert dict(workers.map(double, 2, range(4))) == {item: 2 * item for item in range(4)}
         assert dict(workers.map(double, 3, range(4))) == {item: 3 * item for item in range(4)}
