@@ -247,6 +247,8 @@ class Journal:
             raise OutputError(f"{self.folder}: no inbox was opened")
         path = self._path(index, _COMPLETE if complete else _PARTIAL)
         try:
+            if not os.access(self._inbox / name, os.R_OK):
+                raise PermissionError(0, "not there, or not readable by the user that this runs as")
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._inbox / name, path)
         except OSError as error:

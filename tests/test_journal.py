@@ -476,7 +476,9 @@ def test_a_block_that_was_left_is_taken(tmp_path: Path) -> None:
         journal.take((0, 1), name)
         assert list(journal.blocks()) == [(0, 1)]
         assert_same(journal.get((0, 1)), record(2))
-        with pytest.raises(OutputError, match="a finished block was left there, and cannot be taken"):
+        with pytest.raises(
+            OutputError, match=rf"{name}: a finished block was left there, and cannot be taken \(not there"
+        ):
             journal.take((0, 1), name)
     assert not inbox.exists()
 
