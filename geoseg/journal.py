@@ -71,12 +71,10 @@ class BlockRecord:
         }
         buffer = io.BytesIO()
         # Not numpy's savez_compressed: its fixed level 6 costs more time than the network on a GPU.
-        with zipfile.ZipFile(buffer, "w") as packed:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
             for name, array in arrays.items():
-                member = io.BytesIO()
-                np.lib.format.write_array(member, array, allow_pickle=False)
-                # A ZipInfo, whose date is fixed, says "stored"; only writestr takes another word for it.
-                packed.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getbuffer(), zipfile.ZIP_DEFLATED, 1)
+                with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
             # The archive's comment, its last bytes, holds the checksum: zip's own leave its table of contents out.
             packed.comment = bytes(_CHECKSUM)
         data = buffer.getvalue()[:-_CHECKSUM]

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -499,15 +498,3 @@ def test_what_a_crash_left_in_the_inbox_goes(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.inbox()
         assert not left.exists()
-
-
-def test_records_are_compressed() -> None:
-    flat = record()
-    large = replace(
-        flat,
-        probability=np.zeros((512, 512), np.uint8),
-        valid=np.ones((512, 512), bool),
-        mask=np.zeros((512, 512), bool),
-    )
-    assert len(large.to_bytes()) < 512 * 512 / 20
-    assert_same(BlockRecord.from_bytes(large.to_bytes()), large)
