@@ -320,8 +320,8 @@ def test_the_pipeline_for_kubernetes_fits_together():
     words = ["tcp://host:8786" if word == "$(DASK_SCHEDULER_ADDRESS)" else word for word in job["args"]]
     assert words[:2] == ["geoseg", "segment"]
     command = main.commands["segment"]
-    context = command.make_context("segment", words[2:])
-    assert isinstance(context, click.Context)
+    # With its parent: click remembers the options for help that it learns from there.
+    context = command.make_context("segment", words[2:], parent=click.Context(main, **main.context_settings))
     assert context.params["scheduler"] == "tcp://host:8786"
 
 
