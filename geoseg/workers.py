@@ -156,6 +156,7 @@ class Dask(AbstractContextManager["Dask"]):
         for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         import dask
+        import distributed  # noqa: F401  so that its settings are there: else all of them would go with LEAN
 
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(LEAN))

@@ -197,6 +197,27 @@ def test_not_started() -> None:
         list(Dask(workers=1).map(double, 1, [1]))
 
 
+def test_settings_of_dask_survive() -> None:
+    """In a process in which nothing has imported distributed before."""
+    code = textwrap.dedent(
+        """
+        import dask
+        from geoseg.workers import Dask
+
+        class Nothing:
+            def close(self):
+                pass
+
+        Dask._connect = lambda self: Nothing()
+        with Dask(scheduler="tcp://127.0.0.1:1"):
+            pass
+        print(dask.config.get("distributed.client.heartbeat", "lost"))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()[-1] == "s"
+
+
 # --- local processes
 
 
