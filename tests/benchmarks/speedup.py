@@ -4,8 +4,8 @@
 
 Starts `dask scheduler` and `dask worker --nthreads 1` processes and runs `geoseg.segment` with their scheduler on a
 square cut out of the images' centre, in blocks of --core. Each cluster does a few blocks before it is timed, so that
-every worker has loaded the network. Prints seconds from the first block to the last for one and for two workers, their ratio, and
-whether both wrote the same bytes. A machine needs two free cores for this to say anything.
+every worker has loaded the network. Prints seconds from the first block to the last for one and for two workers, their
+ratio, and whether both wrote the same bytes. A machine needs two free cores for this to say anything.
 """
 
 from __future__ import annotations
