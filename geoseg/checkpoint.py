@@ -161,6 +161,11 @@ def list_models() -> list[tuple[str, ModelCard]]:
     return [(path.stem, read_card(path)) for path in sorted(_models_folder().glob(f"*{SUFFIX}"))]
 
 
+def shipped_name(path: Path) -> str | None:
+    """Return the name under which any geoseg of this version finds the model at ``path``, None for a user's own."""
+    return path.stem if path.suffix == SUFFIX and path.absolute().parent == _models_folder().absolute() else None
+
+
 def save_model(path: str | os.PathLike[str], net: nn.Module, card: ModelCard, *, half: bool = True) -> None:
     """Write a network's weights and card as one file, complete or not at all; equal input gives equal bytes.
 

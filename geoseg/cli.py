@@ -146,7 +146,12 @@ work_options = options(
         metavar="N",
         help="Local worker processes. [default: one per GPU, or one per eight cores]",
     ),
-    click.option("--scheduler", metavar="ADDRESS", help="Use a running dask cluster, such as tcp://host:8786."),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="Use a running dask cluster, such as tcp://host:8786, or the file that 'dask scheduler --scheduler-file' "
+        "writes.",
+    ),
 )
 
 outline_options = options(

@@ -33,6 +33,12 @@ SUFFIXES = frozenset(
 """What counts as a raster in a folder (a .gpkg is more often polygons, a .hdr is a side file)."""
 
 
+_BESIDE = (".aux.xml", ".msk", ".AUX.XML", ".MSK")
+_WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".tab", ".TFW", ".TIFW", ".TIFFW", ".WLD", ".TAB")
+"""Files beside a GeoTIFF that say where it lies or which pixels are valid: endings after its name, and in place of its
+own."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputProblem:
     """An input that cannot be used, and why."""
@@ -259,7 +265,14 @@ def _state(path: str, dataset: DatasetReader) -> tuple[int | None, str | None]:
     if is_remote(path):
         return _remote_state(path)
     archive = re.match(r"/vsi(?:zip|tar|gzip|7z|rar)/+(.*?\.(?:zip|tar|tgz|gz|7z|rar))", path)
-    files = ["/" + archive[1], archive[1]] if archive else [path, *dataset.files]
+    if archive:
+        files = ["/" + archive[1], archive[1]]
+    elif dataset.driver == "GTiff":
+        # GDAL's own list takes as long as opening the file, for looking after metadata of a dozen vendors.
+        stem = os.path.splitext(path)[0]
+        files = [path, *(path + ending for ending in _BESIDE), *(stem + ending for ending in _WORLD)]
+    else:
+        files = [path, *dataset.files]
     states = [os.stat(file) for file in dict.fromkeys(files) if os.path.isfile(file)]
     if not states:
         return None, None

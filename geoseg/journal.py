@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -132,6 +133,7 @@ class Journal:
         self.out = out
         self.folder = out / FOLDER
         self._lock = FileLock(self.folder / "lock")
+        self._inbox: Path | None = None
 
     def __enter__(self) -> Journal:
         try:
@@ -151,7 +153,25 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._inbox is not None:
+            shutil.rmtree(self._inbox, ignore_errors=True)
+            self._inbox = None
         self._lock.release()
+
+    def inbox(self) -> Path:
+        """Return a new folder, gone when the journal closes, where others may leave finished blocks for :meth:`take`.
+
+        Its name has not been used before. So whoever finds it writes to the disk that this journal is on, and a
+        worker that outlived its run finds none.
+        """
+        for old in self.folder.glob("inbox-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        self._inbox = self.folder.absolute() / f"inbox-{uuid.uuid4().hex}"
+        try:
+            self._inbox.mkdir()
+        except OSError as error:
+            raise OutputError(f"{self.out}: cannot be written to ({error.strerror})") from error
+        return self._inbox
 
     def open(self, identity: Mapping[str, Any], *, fresh: bool = False) -> list[str]:
         """Take up the job, or start it anew.
@@ -232,6 +252,24 @@ class Journal:
     def put(self, index: tuple[int, int], data: bytes, complete: bool = True) -> None:
         """Store a finished block; it is there completely or not at all."""
         self._store(self._path(index, _COMPLETE if complete else _PARTIAL), data)
+        if complete:
+            self._path(index, _PARTIAL).unlink(missing_ok=True)
+
+    def take(self, index: tuple[int, int], name: str, complete: bool = True) -> None:
+        """Store a finished block that was left in the inbox under ``name``; it is there completely or not at all."""
+        if self._inbox is None:
+            raise OutputError(f"{self.folder}: no inbox was opened")
+        path = self._path(index, _COMPLETE if complete else _PARTIAL)
+        try:
+            if not os.access(self._inbox / name, os.R_OK):
+                raise PermissionError(0, "not there, or not readable by the user that this runs as")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self._inbox / name, path)
+        except OSError as error:
+            raise OutputError(
+                f"{self._inbox / name}: a finished block was left there, and cannot be taken ({error.strerror}); "
+                "what was stored before is kept, run the same command again to go on"
+            ) from error
         if complete:
             self._path(index, _PARTIAL).unlink(missing_ok=True)
 

@@ -123,7 +123,7 @@ def _train_table(file: Path, table: dict[str, Any]) -> dict[str, Any]:
     return placed
 
 
-_SEGMENT_PATHS = {"inputs": True, "out": True, "aoi": False, "model": False}
+_SEGMENT_PATHS = {"inputs": True, "out": True, "aoi": False, "model": False, "scheduler": False}
 _DATA_PATHS = {"images": True, "masks": False, "buildings": False, "aoi": False}
 _NAMES = ("model", "weights")
 """Keys that may hold the name of a shipped model instead of a path."""
@@ -145,6 +145,7 @@ def _placed(file: Path, where: str, table: dict[str, Any], paths: dict[str, bool
             placed[key] = str(file.parent / value)
         elif isinstance(value, str):
             named = key in _NAMES and "/" not in value and not _MODEL_FILE.search(value)
+            named = named or (key == "scheduler" and not value.endswith(".json"))
             single = value if named and not (file.parent / value).is_file() else _beside(file, value)
             placed[key] = [single] if key == "inputs" else single
         elif isinstance(value, list):

@@ -10,6 +10,7 @@ after the journal is in :mod:`geoseg.finish`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
@@ -19,8 +20,9 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from geoseg.block import Job, run_block
+from geoseg.block import Computed, Job, run_block
 from geoseg.errors import GeosegError, InputError, ModelError, SettingError, WorkerError
+from geoseg.inbox import Errand, Left, run_and_leave
 from geoseg.journal import Journal
 from geoseg.progress import Progress, open_progress
 from geoseg.settings import CELL, CELL_WHOLE, Settings
@@ -38,6 +40,8 @@ HOPELESS = 8
 """When so many blocks fail in a row and none has succeeded, the run stops: it is not the blocks."""
 STREAMED = ("unet11", "unet16")
 """Architectures whose windows pass through in strips, so that large ones cost no memory."""
+FOLDERS_CHECKED = 32
+"""Folders of imagery that every worker of a cluster is asked for before the work begins."""
 GSD_TOLERANCE = 1.5
 """Imagery coarser or finer than the model's by more than this factor is worth a warning."""
 
@@ -90,7 +94,7 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
         ModelError: The model cannot be used.
         SettingError: Settings that do not fit the inputs or the model.
     """
-    from geoseg.checkpoint import look_at_model
+    from geoseg.checkpoint import look_at_model, shipped_name
     from geoseg.mosaic import open_mosaic
     from geoseg.scaling import Scaling, building_class
 
@@ -105,7 +109,7 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
     job = Job(
         mosaic=mosaic,
         tiling=tiling,
-        model=str(model.path.absolute()),  # a cluster's workers may stand in another folder
+        model=shipped_name(model.path) or str(model.path.absolute()),  # workers may stand, and Python lie, elsewhere
         scaling=Scaling.of(card, str(mosaic.dtype), settings.range),
         threshold=threshold,
         device=settings.device,
@@ -329,9 +333,11 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     indices = chain(first, waiting)
     failed: dict[tuple[int, int], str] = {}
     done = pixels = told = 0
-    # A single block gains nothing from a cluster but the seconds that starting one takes.
-    count = 0 if settings.workers is None and len(first) == 1 else settings.workers
-    with open_workers(scheduler=settings.scheduler, workers=count, device=settings.device) as workers:
+    # A single block gains nothing from workers of its own but the seconds that starting them takes.
+    alone = settings.scheduler is None and settings.workers is None and len(first) == 1
+    count = 0 if alone else settings.workers
+    needs = files_needed(planned) if settings.scheduler else ()
+    with open_workers(scheduler=settings.scheduler, workers=count, device=settings.device, needs=needs) as workers:
         progress.stage("segmenting", total, done=resumed + len(blank), pixels=True)
         told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.
@@ -339,7 +345,12 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
         job = replace(planned.job, threads=workers.threads, device=device)
         # What comes after the blocks takes a second to import, and this process has little to do until then.
         Thread(target=import_module, args=("geoseg.finish",), name="imports", daemon=True).start()
-        for index, outcome in workers.map(run_block, job, indices):
+        outcomes: Iterator[tuple[tuple[int, int], Computed | Left | Exception]]
+        if count == 0 and settings.scheduler is None:
+            outcomes = workers.map(run_block, job, indices)
+        else:
+            outcomes = workers.map(run_and_leave, Errand(job, str(journal.inbox())), indices)
+        for index, outcome in outcomes:
             if isinstance(outcome, Exception):
                 failed[index] = _failure(outcome)
                 progress.warn(f"{block_name(tiling, index)}: {failed[index]}")
@@ -348,13 +359,29 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
                         f"none of the first {len(failed)} blocks could be computed, the last because: {failed[index]}"
                     ) from outcome
             else:
-                journal.put(index, outcome.data, outcome.complete)
+                if isinstance(outcome, Left):
+                    journal.take(index, outcome.name, outcome.complete)
+                else:
+                    journal.put(index, outcome.data, outcome.complete)
                 done += 1
                 pixels += outcome.pixels
             progress.advance(1 + len(blank) - told, tiling.core_of(*index).area)
             told = len(blank)
         described = workers.description
     return Blocks(done, resumed, failed, pixels, described, len(blank))
+
+
+def files_needed(planned: Plan) -> tuple[str, ...]:
+    """Return local files that every worker must see: one of each folder of imagery, and the model's."""
+    from geoseg.raster import is_remote
+
+    folders: dict[str, str] = {}
+    for source in planned.mosaic.sources:
+        # Names of GDAL's own (/vsizip/…) lead to something else than a file.
+        if not is_remote(source.path) and Path(source.path).is_absolute() and not source.path.startswith("/vsi"):
+            folders.setdefault(os.path.dirname(source.path), source.path)
+    model = [planned.job.model] if os.path.isabs(planned.job.model) else []
+    return (*model, *list(folders.values())[:FOLDERS_CHECKED])
 
 
 def block_name(tiling: Tiling, index: tuple[int, int]) -> str:

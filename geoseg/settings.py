@@ -65,7 +65,7 @@ class Settings:
     workers: int | None = None
     """Local worker processes; 0 computes in this process; None chooses."""
     scheduler: str | None = None
-    """Address of a running dask scheduler, instead of local workers."""
+    """Address of a running dask scheduler, or the scheduler file that it writes, instead of local workers."""
     min_area: float = 4.0
     """Buildings smaller than this many square metres are left out."""
     min_hole: float = 2.0

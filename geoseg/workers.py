@@ -6,18 +6,22 @@ whatever the number of blocks, so neither the scheduler nor this process fills u
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from geoseg.errors import SettingError, WorkerError
 from geoseg.gpus import may_have_gpu
+from geoseg.muster import muster
 from geoseg.warm import method
 
 if TYPE_CHECKING:
@@ -37,6 +41,16 @@ NO_PAGE = "127.0.0.1:0"
 """Where dask's status pages go: unless told, port 8787 of every network this machine is on."""
 LOOK_AGAIN_S = 10.0
 """How often to ask for the number of workers, since clusters grow and shrink."""
+TOGETHER_BYTES, MANY = 32_000_000, 64
+"""Results are fetched together up to these many bytes and results: what the driver holds at once."""
+PATIENCE_S, LOCAL_PATIENCE_S = 600.0, 120.0
+"""How long to wait for the first worker of a running cluster, and of one that is started here."""
+LEAN = {
+    # Neither source code for the status page, nor advice for interactive use: the job of 100 000 files is 18 MB.
+    "distributed.diagnostics.computations.nframes": 0,
+    "distributed.admin.large-graph-warning-threshold": "1 GB",
+}
+"""Settings of dask's in this process."""
 CORES_PER_WORKER = 8
 """CPU cores that one forward pass still uses well."""
 
@@ -104,13 +118,22 @@ class Here:
 class Dask(AbstractContextManager["Dask"]):
     """Tasks on a dask cluster: one that is started here, or one that is already running."""
 
-    def __init__(self, *, scheduler: str | None = None, workers: int | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        *,
+        scheduler: str | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        needs: Iterable[str] = (),
+    ) -> None:
         """Say what is wanted; nothing starts before the ``with``.
 
         Args:
-            scheduler: Address of a running scheduler, such as ``tcp://host:8786``, or None to start workers here.
+            scheduler: Address of a running scheduler, such as ``tcp://host:8786``, or the file that
+                ``dask scheduler --scheduler-file`` writes; None to start workers here.
             workers: Number of local worker processes; by default one per GPU, or one per eight CPU cores.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``: whether local workers get a GPU each.
+            needs: Files that every worker of a running cluster must see.
 
         Raises:
             SettingError: Both a scheduler and a number of workers, or fewer than one worker.
@@ -120,6 +143,8 @@ class Dask(AbstractContextManager["Dask"]):
         if workers is not None and workers < 1:
             raise SettingError(f"--workers is {workers}; it must be at least 1")
         self._scheduler, self._wanted, self._device = scheduler, workers, device
+        self._needs, self._checked = tuple(needs), set[str]()
+        self._patience = LOCAL_PATIENCE_S if scheduler is None else PATIENCE_S
         self._stack = ExitStack()
         self._client: Client | None = None
         self.threads: int | None = None
@@ -132,7 +157,11 @@ class Dask(AbstractContextManager["Dask"]):
             )
         for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        import dask
+        import distributed  # noqa: F401  so that its settings are there: else all of them would go with LEAN
+
         with ExitStack() as stack:
+            stack.enter_context(dask.config.set(LEAN))
             client = self._connect() if self._scheduler else self._start(stack)
             stack.callback(client.close)
             self._client = client
@@ -151,16 +180,22 @@ class Dask(AbstractContextManager["Dask"]):
     def _connect(self) -> Client:
         from distributed import Client
 
+        address = _address(str(self._scheduler))
         try:
-            client = Client(self._scheduler, timeout="10s", set_as_default=False)
+            client = Client(address, timeout="10s", set_as_default=False)
+        except TypeError as error:
+            raise WorkerError(
+                f"{address}: dask has no certificates for TLS; name them in its configuration "
+                f"(distributed.comm.tls, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE and so on) ({error})"
+            ) from error
         except (OSError, ValueError) as error:
             raise WorkerError(
-                f"no dask scheduler answers at {self._scheduler}: start one with 'dask scheduler' and workers with "
+                f"no dask scheduler answers at {address}: start one with 'dask scheduler' and workers with "
                 f"'dask worker ADDRESS', or leave --scheduler out ({error})"
             ) from error
         known = client.scheduler_info(n_workers=-1)["workers"]
         gpus = sum(1 for worker in known.values() if worker.get("resources", {}).get(GPU))
-        self.description = f"{len(known)} workers at {self._scheduler}" + (f", {gpus} with a GPU" if gpus else "")
+        self.description = f"{len(known)} workers at {address}" + (f", {gpus} with a GPU" if gpus else "")
         return client
 
     def _start(self, stack: ExitStack) -> Client:
@@ -225,7 +260,7 @@ class Dask(AbstractContextManager["Dask"]):
         ``distributed.KilledWorker``.
 
         Raises:
-            WorkerError: The connection to the scheduler is lost, or no worker comes within two minutes.
+            WorkerError: The connection to the scheduler is lost, no worker comes, or a worker is no good.
         """
         from distributed import as_completed
 
@@ -235,47 +270,83 @@ class Dask(AbstractContextManager["Dask"]):
         resources, places = self._places(client)
         looked = monotonic()
         # A task rather than scattered data: if the worker that holds the job dies, the scheduler makes it again.
-        held = client.submit(_same, job, pure=False, retries=3)
+        held = client.submit(_same, job, pure=False, retries=3, resources=resources)
         waiting = iter(items)
-        running: dict[Any, tuple[Item, Future]] = {}
+        running: dict[Any, Item] = {}
         pool = as_completed(loop=client.loop)
 
-        def submit() -> bool:
-            for item in waiting:
-                future = client.submit(function, held, item, pure=False, resources=resources)
-                running[future.key] = (item, future)
-                pool.add(future)
-                return True
-            return False
+        def refill() -> None:
+            batch = list(islice(waiting, max(0, places * QUEUED - len(running))))
+            if batch:
+                # One message for all: a message for each costs scheduler and driver a millisecond of their one core.
+                futures = client.map(function, [held] * len(batch), batch, pure=False, resources=resources)
+                running.update(zip((future.key for future in futures), batch, strict=True))
+                pool.update(futures)
 
-        for _ in range(places * QUEUED):
-            if not submit():
-                break
-        for future in pool:
-            item, _kept = running.pop(future.key)
-            result = _outcome(future)
-            future.release()
+        refill()
+        ready: list[Future] = []
+        together = 1
+        while running:
+            ready += pool.next_batch(block=not ready)
+            some, ready = ready[:together], ready[together:]
+            results = _outcomes(client, some)
+            together = _how_many(results)
+            for future in some:
+                future.release()
+            while some:
+                yield running.pop(some.pop(0).key), results.pop(0)
             if monotonic() - looked > LOOK_AGAIN_S:
                 resources, places = self._places(client)
                 looked = monotonic()
-            while len(running) < places * QUEUED and submit():
-                pass
-            yield item, result
+            refill()
 
     def _places(self, client: Client) -> tuple[dict[str, float] | None, int]:
         """Return the resource that tasks ask for, and how many run at once."""
+        known = client.scheduler_info(n_workers=-1)["workers"]
+        if not known:
+            known = self._awaited(client)
+        gpus = {address: worker.get("resources", {}).get(GPU, 0) for address, worker in known.items()}
+        usable = {address: worker for address, worker in known.items() if gpus[address] or not any(gpus.values())}
+        if self._scheduler is not None:
+            # Each is asked once; workers that join later are asked at the next look.
+            muster(client, {key: worker for key, worker in usable.items() if key not in self._checked}, self._needs)
+            self._checked.update(usable)
+        if any(gpus.values()):
+            # Half a GPU each: two blocks share it in turns (see OVERLAP).
+            return {GPU: 1 / OVERLAP}, max(1, int(sum(gpus.values()) * OVERLAP))
+        return None, max(1, sum(worker["nthreads"] for worker in usable.values()))
+
+    def _awaited(self, client: Client) -> dict[str, Any]:
+        """Wait for the first worker."""
         from distributed import TimeoutError as NoWorker
 
+        # Clusters that adapt start a worker when there is something to do, not for someone who waits.
+        wish = client.submit(int, pure=False)
         try:
-            client.wait_for_workers(1, timeout=120)
+            client.wait_for_workers(1, timeout=self._patience)
         except (NoWorker, TimeoutError) as error:
-            raise WorkerError(f"no worker came to {self._scheduler or 'the local cluster'} in 2 minutes") from error
-        known = client.scheduler_info(n_workers=-1)["workers"].values()
-        gpus = sum(worker.get("resources", {}).get(GPU, 0) for worker in known)
-        if gpus:
-            # Half a GPU each: two blocks share it in turns (see OVERLAP).
-            return {GPU: 1 / OVERLAP}, max(1, int(gpus * OVERLAP))
-        return None, max(1, sum(worker["nthreads"] for worker in known))
+            raise WorkerError(
+                f"no worker came to {self._scheduler or 'the local cluster'} in {self._patience / 60:.0f} minutes"
+                + ("; start some with 'dask worker'" if self._scheduler else "")
+            ) from error
+        finally:
+            wish.release()
+        known: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+        return known
+
+
+def _outcomes(client: Client, futures: list[Future]) -> list[Any]:
+    """Return the results of finished tasks, fetched together, or the exceptions that they ended in."""
+    if len(futures) > 1 and all(future.status == "finished" for future in futures):
+        with suppress(Exception):  # one by one, below, it shows whose it is
+            return list(client.gather(futures))
+    return [_outcome(future) for future in futures]
+
+
+def _how_many(results: list[Any]) -> int:
+    """Return how many results to fetch together, going by the last ones: few large ones, many small ones."""
+    largest = max(len(getattr(result, "data", b"")) for result in results)
+    return max(1, min(MANY, TOGETHER_BYTES // (largest + 1)))
 
 
 def _outcome(future: Future) -> Any:
@@ -290,16 +361,35 @@ def _outcome(future: Future) -> Any:
         return error
 
 
+def _address(given: str) -> str:
+    """Return the address of a scheduler that is given by its address or by its scheduler file."""
+    path = Path(given)
+    if "://" in given or not (path.suffix == ".json" or path.is_file()):
+        return given
+    try:
+        return str(json.loads(path.read_text("utf-8"))["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise WorkerError(
+            f"{given}: cannot be read as a scheduler file ({reason}); "
+            f"'dask scheduler --scheduler-file {given}' writes it"
+        ) from error
+
+
 def _same(job: Job) -> Job:
     return job
 
 
 def open_workers(
-    *, scheduler: str | None = None, workers: int | None = None, device: str = "auto"
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    needs: Iterable[str] = (),
 ) -> AbstractContextManager[Workers]:
     """Return the workers that the options ask for; 0 workers means this process."""
     from contextlib import nullcontext
 
     if workers == 0 and scheduler is None:
         return nullcontext(Here())
-    return Dask(scheduler=scheduler, workers=workers, device=device)
+    return Dask(scheduler=scheduler, workers=workers, device=device, needs=needs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,29 @@ def test_over_http(tmp_path: Path) -> None:
         close_files()
         server.shutdown()
         server.server_close()
+
+
+def test_files_beside_a_geotiff_count(tmp_path: Path) -> None:
+    """World file and external mask are found without listing the folder, and are part of what a resume compares."""
+    import rasterio
+
+    path = tmp_path / "a.tif"
+    with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", driver="GTiff", width=8, height=6, count=3, dtype="uint8") as dataset:
+            dataset.write(noise((3, 6, 8)))
+            dataset.write_mask(np.arange(48).reshape(6, 8) >= 8)
+    assert (tmp_path / "a.tif.msk").is_file()
+    (tmp_path / "a.tfw").write_text("0.5\n0\n0\n-0.5\n400000.25\n5799999.75\n")
+    mosaic, problems = open_mosaic([path])
+    assert not problems
+    assert mosaic.georeferenced
+    assert tuple(mosaic.transform)[:6] == (0.5, 0, 400000, 0, -0.5, 5800000)
+    assert mosaic.read(mosaic.extent).valid.sum() == 40
+    source = mosaic.sources[0]
+    names = ("a.tif", "a.tif.msk", "a.tfw")
+    assert source.size == sum((tmp_path / name).stat().st_size for name in names)
+    for name in names:
+        os.utime(tmp_path / name, ns=(10**18, 2 * 10**18))
+        assert open_mosaic([path])[0].sources[0].stamp == str(2 * 10**18)
+        os.utime(tmp_path / name, ns=(10**18, 10**18))

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from geoseg.errors import OutputError
+from geoseg.inbox import leave
 from geoseg.journal import BlockRecord, Journal, differences
 
 JOB: dict[str, Any] = {
@@ -469,3 +470,45 @@ def test_a_full_disk_is_told_in_words_and_what_was_stored_stays(tmp_path):
         assert not list(tmp_path.rglob("*.tmp"))
         assert list(journal.blocks()) == [(0, 0)]
         assert_same(journal.get((0, 0)), record(1))
+
+
+# --- the inbox
+
+
+def test_a_block_that_was_left_is_taken(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.open({"a": 1})
+        journal.put((0, 1), record(1).to_bytes(), False)
+        inbox = journal.inbox()
+        name = leave(str(inbox), (0, 1), record(2).to_bytes())
+        other = leave(str(inbox), (0, 1), record(2).to_bytes())
+        assert name is not None
+        assert other is not None
+        assert name != other  # two workers at the same block are not in each other's way
+        assert list(journal.blocks(complete=True)) == []
+        journal.take((0, 1), name)
+        assert list(journal.blocks()) == [(0, 1)]
+        assert_same(journal.get((0, 1)), record(2))
+        with pytest.raises(
+            OutputError, match=rf"{name}: a finished block was left there, and cannot be taken \(not there"
+        ):
+            journal.take((0, 1), name)
+    assert not inbox.exists()
+
+
+def test_who_outlived_its_run_finds_no_inbox(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        old = journal.inbox()
+        assert journal.inbox() != old
+        assert leave(str(old), (0, 0), b"late") is None
+    assert leave(str(old), (0, 0), b"late") is None
+    assert [path.name for path in (tmp_path / ".geoseg").iterdir()] == ["lock"]
+
+
+def test_what_a_crash_left_in_the_inbox_goes(tmp_path: Path) -> None:
+    left = tmp_path / ".geoseg" / "inbox-0123"
+    left.mkdir(parents=True)
+    (left / "0-0-1.npz").write_bytes(b"x")
+    with Journal(tmp_path) as journal:
+        journal.inbox()
+        assert not left.exists()

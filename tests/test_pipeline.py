@@ -290,6 +290,41 @@ def test_pipelines_are_read_without_torch(write):
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.parametrize("address", ["tcp://host:8786", "host:8786", "tls://10.0.0.1:8786"])
+def test_a_scheduler_is_an_address_or_a_file_beside_the_pipeline(write, address):
+    text = '[segment]\ninputs = "ortho"\nout = "out"\nscheduler = "{}"\n'
+    assert read_pipeline(write(text.format(address)))[1]["scheduler"] == address
+    file = write(text.format("cluster/scheduler.json"))
+    assert read_pipeline(file)[1]["scheduler"] == str(file.parent / "cluster" / "scheduler.json")
+
+
+def test_the_pipeline_for_kubernetes_fits_together():
+    yaml = pytest.importorskip("yaml")
+    found = yaml.safe_load((Path(__file__).resolve().parents[1] / "pipelines" / "kubernetes.yaml").read_text("utf-8"))
+    assert (found["apiVersion"], found["kind"]) == ("kubernetes.dask.org/v1", "DaskJob")
+    parts = [found["spec"]["job"]["spec"]] + [
+        found["spec"]["cluster"]["spec"][n]["spec"] for n in ("worker", "scheduler")
+    ]
+    job, worker, scheduler = (part["containers"][0] for part in parts)
+    assert len({container["image"] for container in (job, worker, scheduler)}) == 1
+    assert job["volumeMounts"] == worker["volumeMounts"]
+    assert parts[0]["volumes"] == parts[1]["volumes"]
+    service = found["spec"]["cluster"]["spec"]["scheduler"]["service"]
+    assert service["selector"]["dask.org/cluster-name"] == found["metadata"]["name"]
+    assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in scheduler["ports"]}
+    # What the pod runs is a command that geoseg takes.
+    import click
+
+    from geoseg.cli import main
+
+    words = ["tcp://host:8786" if word == "$(DASK_SCHEDULER_ADDRESS)" else word for word in job["args"]]
+    assert words[:2] == ["geoseg", "segment"]
+    command = main.commands["segment"]
+    # With its parent: click remembers the options for help that it learns from there.
+    context = command.make_context("segment", words[2:], parent=click.Context(main, **main.context_settings))
+    assert context.params["scheduler"] == "tcp://host:8786"
+
+
 def test_the_pipelines_that_come_along_can_be_read():
     folder = Path(__file__).resolve().parents[1] / "pipelines"
     found = sorted(folder.glob("*.toml"))

@@ -718,3 +718,15 @@ def test_overview_of_blocks_fits_together(city: Path, narrow_model: Path, monkey
     assert made.job.shrink == 8
     assert replace(made.job, threshold=0.1).shrink == 8
     assert open_mosaic([city])[0].shape == CITY_SHAPE
+
+
+def test_what_workers_of_a_cluster_must_see(city: Path, narrow_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "d.tif"
+    other.parent.mkdir()
+    shutil.copy(city / "a.tif", other)
+    planned = module.plan([city, other], Settings(model=str(narrow_model)))
+    assert module.files_needed(planned) == (str(narrow_model), str(city / "a.tif"), str(other))
+    # A shipped model goes by its name: geoseg may lie somewhere else on the workers.
+    planned = module.plan(city, Settings())
+    assert not os.path.isabs(planned.job.model)
+    assert module.files_needed(planned) == (str(city / "a.tif"),)

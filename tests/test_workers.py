@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import geoseg.workers as module
 from geoseg.errors import SettingError, WorkerError
 from geoseg.segment import segment
 from geoseg.workers import OVERLAP, QUEUED, Dask, Here, cores, open_workers
@@ -58,6 +61,28 @@ def surroundings(_job: None, _item: int) -> tuple[str | None, int | None]:
     return os.environ.get("OMP_NUM_THREADS"), get_worker().state.nthreads
 
 
+def slow(seconds: float, item: int) -> int:
+    time.sleep(seconds)
+    return item
+
+
+class Counted:
+    """A job that counts in each process how often it was unpacked there."""
+
+    times = 0
+
+    def __setstate__(self, state: object) -> None:
+        Counted.times += 1
+
+    def __getstate__(self) -> str:
+        return "something"
+
+
+def unpacked(_job: Counted, _item: int) -> tuple[int, int]:
+    time.sleep(0.01)
+    return os.getpid(), Counted.times
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Dask]:
     """Two local worker processes."""
@@ -67,11 +92,16 @@ def pair() -> Iterator[Dask]:
 
 @pytest.fixture
 def cluster() -> Iterator[Callable[..., str]]:
-    """Start a dask scheduler with workers in another process, one for each mapping of resources given."""
+    """Start a dask scheduler with workers in another process, one for each mapping of resources given.
+
+    ``before`` is run in that process first; ``late`` workers start when there is something to do for them.
+    """
     script = textwrap.dedent(
         """
         import asyncio, json, sys
         from distributed import Scheduler, Worker
+
+        exec(sys.argv[2])
 
         async def main():
             options = {"host": "127.0.0.1", "dashboard_address": None}
@@ -79,6 +109,11 @@ def cluster() -> Iterator[Callable[..., str]]:
                 for number, resources in enumerate(json.loads(sys.argv[1])):
                     await Worker(scheduler.address, name=f"w{number}", nthreads=2, resources=resources, **options)
                 print(scheduler.address, flush=True)
+                if sys.argv[3]:
+                    while not scheduler.tasks:
+                        await asyncio.sleep(0.01)
+                    exec(sys.argv[3])
+                    await Worker(scheduler.address, name="late", nthreads=2, **options)
                 await scheduler.finished()
 
         asyncio.run(main())
@@ -86,9 +121,9 @@ def cluster() -> Iterator[Callable[..., str]]:
     )
     started: list[subprocess.Popen[str]] = []
 
-    def start(resources: str) -> str:
+    def start(resources: str, before: str = "", late: str = "") -> str:
         process = subprocess.Popen(
-            [sys.executable, "-c", script, resources],
+            [sys.executable, "-c", script, resources, before, late],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -160,6 +195,27 @@ def test_wrong_workers(wrong: dict[str, Any], words: str) -> None:
 def test_not_started() -> None:
     with pytest.raises(WorkerError, match="with Dask"):
         list(Dask(workers=1).map(double, 1, [1]))
+
+
+def test_settings_of_dask_survive() -> None:
+    """In a process in which nothing has imported distributed before."""
+    code = textwrap.dedent(
+        """
+        import dask
+        from geoseg.workers import Dask
+
+        class Nothing:
+            def close(self):
+                pass
+
+        Dask._connect = lambda self: Nothing()
+        with Dask(scheduler="tcp://127.0.0.1:1"):
+            pass
+        print(dask.config.get("distributed.client.heartbeat", "lost"))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()[-1] == "s"
 
 
 # --- local processes
@@ -242,6 +298,111 @@ def test_a_task_that_always_kills_its_worker_is_given_up() -> None:
 def test_no_scheduler_at_the_address() -> None:
     with pytest.raises(WorkerError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:1: start one"):
         Dask(scheduler="tcp://127.0.0.1:1").__enter__()
+
+
+def test_scheduler_file(cluster: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    address = cluster("[{}]")
+    file.write_text(json.dumps({"type": "Scheduler", "address": address, "workers": {}}), "utf-8")
+    with Dask(scheduler=str(file)) as workers:
+        assert workers.description == f"1 workers at {address}"
+        assert dict(workers.map(double, 3, [1, 2])) == {1: 3, 2: 6}
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"id": 1}'])
+def test_no_scheduler_file(text: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    if text is not None:
+        file.write_text(text, "utf-8")
+    with pytest.raises(WorkerError, match=rf"{file}: cannot be read as a scheduler file \(.+'dask scheduler --sched"):
+        Dask(scheduler=str(file)).__enter__()
+
+
+def test_first_worker_comes_when_there_is_work(cluster: Callable[..., str]) -> None:
+    with Dask(scheduler=cluster("[]", late="pass")) as workers:
+        assert workers.description.startswith("0 workers at")
+        assert dict(workers.map(double, 3, range(9))) == {item: 3 * item for item in range(9)}
+
+
+def test_no_worker_ever(cluster: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
+    with (
+        Dask(scheduler=cluster("[]")) as workers,
+        pytest.raises(WorkerError, match=r"no worker came to tcp://.* in 0 minutes; start some with 'dask worker'"),
+    ):
+        list(workers.map(double, 3, [1]))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "words"),
+    [
+        (
+            "sys.modules['geoseg'] = None",
+            r"worker tcp://127\.0\.0\.1:\d+ \(w0\) \(and 1 more\) cannot import geoseg \(",
+        ),
+        ("import geoseg; geoseg.__version__ = '0.0.9'", r"\(w0\) \(and 1 more\) has geoseg 0\.0\.9; this is geoseg"),
+    ],
+)
+def test_workers_with_another_geoseg_or_none(spoiled: str, words: str, cluster: Callable[..., str]) -> None:
+    with Dask(scheduler=cluster("[{}, {}]", spoiled)) as workers, pytest.raises(WorkerError, match=words):
+        list(workers.map(double, 1, range(4)))
+
+
+def test_workers_without_a_gpu_need_nothing_when_others_have_one(
+    cluster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    muster = module.muster
+    monkeypatch.setattr(module, "muster", lambda client, new, needs: asked.extend(new) or muster(client, new, needs))
+    with Dask(scheduler=cluster('[{}, {"GPU": 1}]')) as workers:
+        assert dict(workers.map(double, 2, range(4))) == {item: 2 * item for item in range(4)}
+        assert dict(workers.map(double, 3, range(4))) == {item: 3 * item for item in range(4)}
+    assert len(asked) == 1  # and once only
+
+
+def test_worker_that_comes_later_is_asked_too(cluster: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.0)
+    spoil = "import geoseg; geoseg.__version__ = '0.0.9'"
+    with (
+        Dask(scheduler=cluster("[{}]", late=spoil)) as workers,
+        pytest.raises(WorkerError, match=r"\(late\) has geoseg 0\.0\.9"),
+    ):
+        list(workers.map(slow, 0.02, range(2000)))
+
+
+def test_files_that_workers_do_not_see(cluster: Callable[..., str], tmp_path: Path) -> None:
+    there, gone = tmp_path / "a.tif", tmp_path / "b.tif"
+    there.touch()
+    address = cluster("[{}]")
+    with Dask(scheduler=address, needs=[str(there)]) as workers:
+        assert dict(workers.map(double, 2, [1])) == {1: 2}
+    with (
+        Dask(scheduler=address, needs=[str(there), str(gone)]) as workers,
+        pytest.raises(WorkerError, match=rf"\(w0\) does not see {gone}: every worker needs the same files"),
+    ):
+        list(workers.map(double, 2, [1]))
+
+
+def test_a_job_travels_to_a_worker_once(pair: Dask) -> None:
+    """However many blocks there are, and whatever the job weighs."""
+    found = dict(pair.map(unpacked, Counted(), range(60)))
+    assert len(found) == 60
+    most = {}
+    for process, times in found.values():
+        most[process] = max(most.get(process, 0), times)
+    assert len(most) == 2
+    # Once from the driver to the worker that holds it, once from there to the other.
+    assert max(most.values()) <= 2
+
+
+def test_results_come_together_up_to_a_limit() -> None:
+    class Record:
+        data = bytes(10_000_000)
+
+    assert module._how_many([1, Record(), ValueError()]) == 3
+    assert module._how_many([1, 2]) == module.MANY
+    Record.data = bytes(2 * module.TOGETHER_BYTES)
+    assert module._how_many([Record()]) == 1
 
 
 def test_address_that_is_none() -> None:

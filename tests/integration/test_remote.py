@@ -17,6 +17,7 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 import pytest
 import rasterio
+from cluster import Cluster
 from conftest import blobs, city_arrays, write_tile
 from parts import answer, assert_equal_content, required, run, stop
 
@@ -123,6 +124,22 @@ def test_remote_files_give_what_local_files_give(
     assert sizes == {name: (server.www / Path(name).name).stat().st_size for name in sizes}
     asked = (server.www.parent / "access.log").read_text()
     assert all(f"GET /{name}.tif" in asked for name in "abc")
+
+
+def test_workers_of_a_cluster_read_remote_files(
+    server: Server, local: Path, narrow_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        cluster.start(2)
+        names = server.names("a.tif", "b.tif", "c.tif")
+        result = run(names, tmp_path / "out", narrow_model, workers=None, scheduler=str(cluster.file))
+    finally:
+        cluster.stop()
+    assert result.complete
+    assert result.run["workers"].endswith(f"workers at {cluster.address}")
+    assert_equal_content(tmp_path / "out", local)
 
 
 def test_missing_file_is_named_and_taken_once_it_is_there(
