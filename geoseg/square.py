@@ -29,39 +29,37 @@ import shapely
 from numpy.typing import NDArray
 
 from geoseg.errors import SettingError
-from geoseg.walls import MAX_ANGLE, Walls, find_walls
+from geoseg.fitting import UNIT, Cut, Sums, cheapest
+from geoseg.lines import Lines, corners
+from geoseg.walls import Rings, counted, sampled
 
 Polygons = NDArray[np.object_]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
-Point = tuple[float, float]
-Vertex = tuple[Point, int, int]
 
 MIN_SHARE = 0.5
 """Share of an outline that must run along the two directions for the building to be squared."""
 MAX_AREA_CHANGE = 0.05
 """Share of its area by which squaring may change a building."""
-MAX_DIFFERENCE = 0.13
-"""Share of its area in which a small building's new and old outlines may differ. A disc and a square of one size differ
-in 0.18, but for a disc of a few pixels the tolerance alone would not tell."""
-SMALL = 50.0
-"""Squares of the reach; where the tip of a square as large as a disc is farther from it, the reach tells."""
-CUT = 4.0
-"""Tolerances; how long an edge askew may be to be a corner cut by the pixel grid, not a wall. All edges cut at a corner
-may be twice as long together. Whether it was one is seen from the result: a true cut leaves the corner too far off."""
-REACH = 1.5
+ROUND = 0.06
+"""Share of the mean by which the distances of an outline's samples from its middle vary, once it is stretched to be as
+long as it is wide, below which a building is round. Of a circle they do not vary, of a square by 0.11."""
+PRICE = 1.8
+"""Squares of the tolerance, times samples, that a wall more must save; see :mod:`geoseg.fitting`."""
+REACH = 2.25
 """Tolerances that new and old outline may be apart."""
 ATTEMPTS = 4
-"""How often a building is tried, each time with more of its edges left alone, or half the tolerance."""
+"""How often a building is tried, each time with half the tolerance."""
+ROUNDS = 4
+"""How often corners are put where a wall would stray from the outline."""
+BUNCH = 6_000
+"""Candidates for corners that are worked on together; it bounds the memory."""
 GRID = 2.0**-20
 """Pixels that new coordinates are multiples of, so that moving an outline by whole pixels rounds nothing: what is valid
 in one place is valid in any."""
 EPSILON = 1e-9
 """Pixels of rounding."""
-
-_ALONG_U, _ALONG_V, _FREE, _CUT = range(4)
-"""What an edge is: along the direction, across it, a diagonal wall, a cut corner."""
 
 
 def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
@@ -96,46 +94,26 @@ def _squared_at_origin(polygons: Polygons, tolerance_px: float) -> Polygons:
     """Do the work, where digits are many and the same wherever a building stands."""
     before = shapely.normalize(polygons)
     result = before.copy()
-    walls = find_walls(before, tolerance_px)
+    rings = sampled(before, tolerance_px)
+    sums = Sums.of(rings.xy, counted(rings.size))
     area = shapely.area(before)
-    left = np.ones(len(result), bool)
-    reach = reach_of(tolerance_px) + EPSILON
     tolerance = np.full(len(result), float(tolerance_px))
     # Where a building is round or irregular, its walls keep their own lines.
-    stays = (walls.share < MIN_SHARE)[walls.owner]
-    known: dict[int, list[Vertex]] = {}
+    free = (rings.share < MIN_SHARE) | (rings.unevenness < ROUND)
     todo = np.arange(len(result))
+    reach = reach_of(tolerance_px) + EPSILON
     for _ in range(ATTEMPTS):
         if not len(todo):
             break
-        todo, after, sources = _squared(walls, todo, tolerance, stays, known)
-        sound = shapely.is_valid(after) & (np.abs(shapely.area(after) - area[todo]) <= MAX_AREA_CHANGE * area[todo])
-        small = np.flatnonzero(sound & (area[todo] <= SMALL * reach**2))
-        common = shapely.area(shapely.intersection(before[todo[small]], after[small]))
-        differs = shapely.area(after[small]) + area[todo[small]] - 2 * common > MAX_DIFFERENCE * area[todo[small]]
-        sound[small[differs]] = False
-        # Such a building is round: its walls keep their lines, unless they do already.
-        round_ = todo[small[differs]]
-        newly = ~_all_stay(walls, stays)[round_]
-        strays = _strays(walls, before[todo], after, todo, sources, stays, reach)
-        far = np.bincount(np.searchsorted(todo, walls.owner[strays]), minlength=len(todo)) > 0
-        good = sound & ~far
-        result[todo[good]] = shapely.normalize(after[good])
-        left[todo[good]] = False
-        stays[strays] = True
-        stays[np.isin(walls.owner, round_)] = True
-        tolerance[todo[~far & ~np.isin(todo, round_[newly])]] /= 2
-        begin, end = walls.polygon_begin[todo[~far]], walls.polygon_begin[todo[~far] + 1]
-        outdated = (np.searchsorted(walls.ring_begin, strays, side="right") - 1).tolist()
-        for pair in zip(begin.tolist(), end.tolist(), strict=True):
-            outdated += range(*pair)
-        for ring in outdated:
-            known.pop(ring, None)
-        todo = todo[~good]
-    coarse, old = walls.coarse[left], before[left]
-    close = np.abs(shapely.area(coarse) - area[left]) <= 2 * MAX_AREA_CHANGE * area[left]
+        made, after = _outlines(rings, sums, todo, tolerance, free)
+        sound = shapely.is_valid(after) & (np.abs(shapely.area(after) - area[made]) <= MAX_AREA_CHANGE * area[made])
+        result[made[sound]] = shapely.normalize(after[sound])
+        todo = np.setdiff1d(todo, made[sound], assume_unique=True)
+        tolerance[todo] /= 2
+    coarse, old = rings.coarse[todo], before[todo]
+    close = np.abs(shapely.area(coarse) - area[todo]) <= 2 * MAX_AREA_CHANGE * area[todo]
     close &= shapely.hausdorff_distance(shapely.boundary(old), shapely.boundary(coarse)) <= reach
-    result[np.flatnonzero(left)[close]] = shapely.normalize(coarse[close])
+    result[todo[close]] = shapely.normalize(coarse[close])
     return result
 
 
@@ -144,271 +122,101 @@ def reach_of(tolerance_px: float) -> float:
     return max(REACH * tolerance_px, 1.0)
 
 
-def _all_stay(walls: Walls, stays: Bools) -> Bools:
-    """Say of which polygons all walls keep their lines."""
-    return np.bincount(walls.owner, ~stays, len(walls.direction)) == 0
+def _outlines(rings: Rings, sums: Sums, todo: Index, tolerance: Floats, free: Bools) -> tuple[Index, Polygons]:
+    """Return which of ``todo`` can be squared, and their new outlines."""
+    first, many = rings.polygon_ring[todo], np.diff(rings.polygon_ring)[todo]
+    ring = np.repeat(first, many) + counted(many)
+    owner = np.repeat(todo, many)
+    price, reach = PRICE * tolerance[owner] ** 2, np.maximum(REACH * tolerance[owner], 1.0)
+    lines, direction = _walls(rings, sums, ring, owner, price, reach, free[owner])
+    polygon = owner[lines.ring]
+    axes = lines.axes(sums, direction[polygon])
+    vertex, number = corners(lines, axes, sums, rings.size[ring[lines.ring]], reach[lines.ring])
+    vertex = np.rint(vertex / GRID) * GRID
+    enough = np.bincount(number, minlength=len(ring)) >= 3
+    whole = np.bincount(owner[~enough], minlength=len(tolerance)) == 0
+    kept = whole[owner[number]]
+    made = todo[whole[todo]]
+    if not len(made):
+        return made, np.zeros(0, object)
+    place = np.searchsorted(made, owner)
+    number = number[kept]
+    _, ring_number = np.unique(number, return_inverse=True)
+    linear = shapely.linearrings(vertex[kept], indices=ring_number)
+    indices = place[np.unique(number)]
+    return made, np.asarray(shapely.polygons(linear, indices=indices), dtype=object)
+
+
+def _walls(
+    rings: Rings, sums: Sums, ring: Index, owner: Index, price: Floats, reach: Floats, free: Bools
+) -> tuple[Lines, Floats]:
+    """Return the walls of rings, and the direction of every polygon."""
+    sample = rings.candidate_begin[ring]
+    size = rings.candidates[ring]
+    slot = np.repeat(sample, size) + counted(size)
+    candidate = rings.candidate[slot]
+    must = np.zeros(len(candidate), bool)
+    of = np.repeat(np.arange(len(ring)), size)
+    start = np.cumsum(size) - size
+    done: list[Lines] = []
+    todo = np.arange(len(ring))
+    direction = rings.direction
+    for attempt in range(ROUNDS):
+        mine = np.isin(of, todo)
+        cut = _cut(sums, candidate[mine], size[todo], direction[owner[todo]], price[todo], free[todo], must[mine])
+        lines = Lines.of(sums, Cut(todo[cut.ring], cut.begin, cut.end, cut.kind))
+        lines = lines.merged(price, direction[owner])
+        if attempt == ROUNDS - 1:
+            done.append(lines)
+            break
+        strays = _strays(lines, sums, candidate, of, start, size, lines.axes(sums, direction[owner[lines.ring]]), reach)
+        must[strays] = True
+        redo = np.unique(of[strays])
+        done.append(lines[~np.isin(lines.ring, redo)])
+        todo = redo
+        if not len(todo):
+            break
+    parts = [np.concatenate([getattr(one, name) for one in done]) for name in Lines.__dataclass_fields__]
+    order = np.argsort(parts[0], kind="stable")
+    lines = Lines(*(part[order] for part in parts))
+    return lines, lines.directions(owner[lines.ring], direction)
+
+
+def _cut(
+    sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools
+) -> Cut:
+    """Cut rings into walls, some rings at a time."""
+    ends = np.cumsum(size)
+    bunch = (ends - 1) // BUNCH
+    parts: list[Cut] = []
+    for number in np.unique(bunch):
+        here = np.flatnonzero(bunch == number)
+        slots = slice(ends[here[0]] - size[here[0]], ends[here[-1]])
+        cut = cheapest(sums, candidate[slots], size[here], direction[here], price[here], free[here], must[slots])
+        parts.append(Cut(here[cut.ring], cut.begin, cut.end, cut.kind))
+    return Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cut.__dataclass_fields__))
 
 
 def _strays(
-    walls: Walls, before: Polygons, after: Polygons, todo: Index, sources: Index, stays: Bools, reach: float
+    lines: Lines, sums: Sums, candidate: Index, of: Index, start: Index, size: Index, axes: Floats, reach: Floats
 ) -> Index:
-    """Return the edges to leave alone, because old and new outline are too far apart where they are.
-
-    ``sources`` says for each vertex of ``after`` which two old edges, and what was between, it comes from.
-    """
-    old, new = shapely.boundary(before), shapely.boundary(after)
-    shapely.prepare(old)
-    shapely.prepare(new)
-    chosen = np.zeros(len(walls.share), bool)
-    chosen[todo] = True
-    mine = np.flatnonzero(chosen[walls.owner])
-    place = np.searchsorted(todo, walls.owner[mine])
-    lost = mine[~shapely.dwithin(new[place], shapely.points(walls.corner[mine]), reach)]
-    rings, owner = shapely.get_rings(after, return_index=True)
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    vertex = np.append(ring[1:] == ring[:-1], np.zeros(min(len(ring), 1), bool))
-    apart = sources[~shapely.dwithin(old[owner[ring[vertex]]], shapely.points(xy[vertex]), reach)]
-    # What was cut away between two walls comes back first, the longer of two walls last.
-    found = [_shorter(walls, stays, np.stack([walls.previous[lost], lost], axis=1))]
-    direct = walls.following[apart[:, 0]] == apart[:, 1]
-    found.append(_shorter(walls, stays, apart[direct]))
-    for first, last in apart[~direct].tolist():
-        edge = int(walls.following[first])
-        while edge != last:
-            found.append(np.array([edge]))
-            edge = int(walls.following[edge])
-    return np.unique(np.concatenate(found))
+    """Return of each wall that strays the candidate between its ends that is farthest from its line."""
+    first = _slot(candidate, of, lines.ring, lines.begin, start, size)
+    last = _slot(candidate, of, lines.ring, lines.end, start, size)
+    ring_size = size[lines.ring] - 1
+    # The last candidate of a ring is the first come again.
+    inner = (last - first) % ring_size - 1
+    inner = np.maximum(inner, 0)
+    wall = np.repeat(np.arange(len(lines)), inner)
+    place = start[lines.ring[wall]] + (first[wall] - start[lines.ring[wall]] + 1 + counted(inner)) % ring_size[wall]
+    away = sums.xy[candidate[place]] / UNIT - lines.middle[wall]
+    distance = np.abs(away[:, 0] * axes[wall, 1] - away[:, 1] * axes[wall, 0])
+    far = np.flatnonzero(distance > reach[lines.ring[wall]])
+    order = np.lexsort((place[far], -distance[far], wall[far]))
+    far = far[order]
+    return place[far[np.unique(wall[far], return_index=True)[1]]]
 
 
-def _shorter(walls: Walls, stays: Bools, pairs: Index) -> Index:
-    """Return of each pair of edges the shorter that is not left alone already."""
-    length = walls.length[pairs]
-    length[stays[pairs]] = np.inf
-    return pairs[np.arange(len(pairs)), np.argmin(length, axis=1)]
-
-
-def _squared(
-    walls: Walls, todo: Index, tolerance: Floats, stays: Bools, known: dict[int, list[Vertex]]
-) -> tuple[Index, Polygons, Index]:
-    """Return which of ``todo`` can be squared, their new outlines, and the two walls each new vertex comes from.
-
-    ``known`` keeps the rings that an earlier attempt has made and that would come out the same.
-    """
-    kinds = np.where(stays, _FREE, _kinds(walls.end - walls.start, tolerance[walls.owner]))
-    begin, first_ring = walls.ring_begin.tolist(), walls.polygon_begin.tolist()
-    rings: list[list[Vertex]] = []
-    begins: list[int] = []
-    owners: list[int] = []
-    made: list[int] = []
-    for polygon, limit in zip(todo.tolist(), tolerance[todo].tolist(), strict=True):
-        numbers = range(first_ring[polygon], first_ring[polygon + 1])
-        for number in numbers:
-            if number not in known:
-                part = slice(begin[number], begin[number + 1])
-                start, end, middle = walls.start[part].tolist(), walls.end[part].tolist(), walls.middle[part].tolist()
-                length = walls.length[part].tolist()
-                ring = _ring(start, end, middle, kinds[part].tolist(), length, limit)
-                # One too small to have walls, as a shaft of two pixels, keeps its lines.
-                known[number] = (
-                    ring if len(ring) >= 3 else _ring(start, end, middle, [_FREE] * len(length), length, limit)
-                )
-        new = [known[number] for number in numbers]
-        if all(len(ring) >= 3 for ring in new):
-            rings += new
-            begins += [begin[number] for number in numbers]
-            owners += [len(made)] * len(new)
-            made.append(polygon)
-    if not made:
-        return todo[:0], np.zeros(0, object), np.zeros((0, 2), np.int64)
-    kept = np.array(made)
-    owner = np.array(owners)
-    sizes = [len(ring) for ring in rings]
-    vertex = np.repeat(kept[owner], sizes)
-    uv = np.array([point for ring in rings for point, _, _ in ring])
-    sources = np.array([(one, other) for ring in rings for _, one, other in ring])
-    sources += np.repeat(begins, sizes)[:, None]
-    xy = np.rint(walls.from_frame(uv, vertex) / GRID) * GRID
-    linear = shapely.linearrings(xy, indices=np.repeat(np.arange(len(rings)), sizes))
-    return kept, np.asarray(shapely.polygons(linear, indices=owner), dtype=object), sources
-
-
-def _kinds(edge: Floats, tolerance: Floats) -> Index:
-    """Say of each edge whether it may be turned to u or v, is a wall of its own, or a cut corner."""
-    du, dv = np.abs(edge).T
-    aside, along = np.minimum(du, dv), np.maximum(du, dv)
-    # Turned about its middle, an edge's ends move by half of what it strays.
-    turns = (aside <= along * math.tan(math.radians(MAX_ANGLE))) & (aside <= 2 * tolerance)
-    short = du**2 + dv**2 <= (CUT * tolerance) ** 2
-    return np.where(turns, np.where(du >= dv, _ALONG_U, _ALONG_V), np.where(short, _CUT, _FREE))
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A wall on its way to its new place, made of one old edge or several."""
-
-    kind: int
-    at: float
-    """Its v where it runs along u, its u where it runs along v; of no use for a diagonal wall."""
-    forward: bool
-    """It runs towards larger u (or v)."""
-    length: float
-    low: float
-    """Least v (or u) of its old edges."""
-    high: float
-    """Largest."""
-    start: Point
-    end: Point
-    first: int
-    """Its first old edge."""
-    last: int
-
-
-def _ring(
-    starts: list[Point],
-    ends: list[Point],
-    middles: list[Point],
-    kinds: list[int],
-    lengths: list[float],
-    tolerance: float,
-) -> list[Vertex]:
-    """Return the new vertices of one ring, and the walls each comes from; fewer than three if it cannot be done."""
-    lines = _merged(_lines(starts, ends, middles, kinds, lengths, tolerance), tolerance)
-    if len(lines) < 3:
-        return []
-    new: list[Vertex] = []
-    for line, following in zip(lines, lines[1:] + lines[:1], strict=True):
-        for point in _joint(line, following, tolerance):
-            if not new or math.dist(point, new[-1][0]) > EPSILON:
-                new.append((point, line.last, following.first))
-    if math.dist(new[0][0], new[-1][0]) <= EPSILON:
-        new.pop()
-    return new
-
-
-def _lines(
-    starts: list[Point],
-    ends: list[Point],
-    middles: list[Point],
-    kinds: list[int],
-    lengths: list[float],
-    tolerance: float,
-) -> list[_Line]:
-    """Return the edges without cut corners; cut edges in a row that are long together are a curve and stay."""
-    count = len(starts)
-    begin = next((edge for edge in range(count) if kinds[edge] != _CUT), None)
-    if begin is None:
-        return []
-    lines: list[_Line] = []
-    cut: list[_Line] = []
-    for edge in (*range(begin, count), *range(begin + 1)):
-        start, end = starts[edge], ends[edge]
-        kind = kinds[edge]
-        if kind in (_CUT, _FREE):
-            line = _Line(_FREE, 0.0, True, lengths[edge], 0.0, 0.0, start, end, edge, edge)
-        else:
-            across, ahead = (1, 0) if kind == _ALONG_U else (0, 1)
-            a, b = start[across], end[across]
-            forward = end[ahead] > start[ahead]
-            at, low, high = middles[edge][across], min(a, b), max(a, b)
-            line = _Line(kind, at, forward, lengths[edge], low, high, start, end, edge, edge)
-        if kind == _CUT:
-            cut.append(line)
-            continue
-        if cut and sum(one.length for one in cut) > 2 * CUT * tolerance:
-            lines += cut
-        cut = []
-        lines.append(line)
-    return lines[:-1]
-
-
-def _merged(lines: list[_Line], tolerance: float) -> list[_Line]:
-    """Return the lines with parallel neighbours on one line, also those with a jog less than the tolerance between."""
-    done: list[_Line] = []
-    for line in lines:
-        done.append(line)
-        while _merge_end(done, tolerance):
-            pass
-    # The ring's ends: let its last lines come first, and see whether they belong to what follows.
-    for _ in range(2):
-        if len(done) > 4:
-            done = _rolled(done, tolerance)
-    return done
-
-
-def _rolled(lines: list[_Line], tolerance: float) -> list[_Line]:
-    rolled = lines[1:] + lines[:1]
-    _merge_end(rolled, tolerance)
-    return rolled
-
-
-def _merge_end(lines: list[_Line], tolerance: float) -> bool:
-    """Merge the last line with the one before, or the one before a short jog; say whether it did."""
-    for back in (2, 3):
-        if len(lines) < back:
-            return False
-        one, other = lines[-back], lines[-1]
-        if one.kind != other.kind or one.kind == _FREE:
-            continue
-        if one.forward != other.forward:
-            # There and back again: the tip of a blunt corner.
-            if back == 2 and abs(one.at - other.at) < tolerance and min(one.length, other.length) <= tolerance:
-                lines[-2:] = [one if one.length > other.length else other]
-                return True
-            continue
-        if back == 3 and (lines[-2].kind == _FREE or lines[-2].length > tolerance):
-            continue
-        length = one.length + other.length
-        at = (one.at * one.length + other.at * other.length) / length
-        low, high = min(one.low, other.low), max(one.high, other.high)
-        if abs(one.at - other.at) >= tolerance or high - low > 2 * tolerance:
-            continue
-        at = min(max(at, high - tolerance), low + tolerance)
-        merged = _Line(one.kind, at, one.forward, length, low, high, one.start, other.end, one.first, other.last)
-        lines[-back:] = [merged]
-        return True
-    return False
-
-
-def _joint(line: _Line, following: _Line, tolerance: float) -> list[Point]:
-    """Return the vertices between two lines."""
-    (pu, pv), (qu, qv) = line.end, following.start
-    if line.kind == _FREE and following.kind == _FREE:
-        return _corner(line, following, tolerance)
-    if line.kind == _FREE or following.kind == _FREE:
-        free, fixed, near = (line, following, line.end) if line.kind == _FREE else (following, line, following.start)
-        meeting = _meeting(free, fixed)
-        if meeting is not None and math.dist(meeting, near) <= CUT * tolerance:
-            return [meeting]
-        foot = (near[0], fixed.at) if fixed.kind == _ALONG_U else (fixed.at, near[1])
-        return [near, foot] if free is line else [foot, near]
-    if line.kind != following.kind:
-        return [(following.at, line.at) if line.kind == _ALONG_U else (line.at, following.at)]
-    if line.kind == _ALONG_U:
-        u = (pu + qu) / 2
-        return [(u, line.at), (u, following.at)]
-    v = (pv + qv) / 2
-    return [(line.at, v), (following.at, v)]
-
-
-def _corner(line: _Line, following: _Line, tolerance: float) -> list[Point]:
-    """Return the vertices between two diagonal walls: where they meet, unless that is far from where they end."""
-    (ax, ay), (bx, by) = line.start, line.end
-    (cx, cy), (dx, dy) = following.start, following.end
-    ux, uy, vx, vy = bx - ax, by - ay, dx - cx, dy - cy
-    cross = ux * vy - uy * vx
-    if cross != 0:
-        t = ((cx - ax) * vy - (cy - ay) * vx) / cross
-        meeting = (ax + t * ux, ay + t * uy)
-        if max(math.dist(meeting, line.end), math.dist(meeting, following.start)) <= tolerance:
-            return [meeting]
-    if math.dist(line.end, following.start) <= tolerance:
-        return [((bx + cx) / 2, (by + cy) / 2)]
-    return [line.end, following.start]
-
-
-def _meeting(free: _Line, fixed: _Line) -> Point | None:
-    """Return where a diagonal wall's line meets a squared one."""
-    (u0, v0), (u1, v1) = free.start, free.end
-    if fixed.kind == _ALONG_U:
-        return None if v0 == v1 else (u0 + (u1 - u0) * (fixed.at - v0) / (v1 - v0), fixed.at)
-    return None if u0 == u1 else (fixed.at, v0 + (v1 - v0) * (fixed.at - u0) / (u1 - u0))
+def _slot(candidate: Index, of: Index, ring: Index, sample: Index, start: Index, size: Index) -> Index:
+    """Return where samples stand among the candidates, which ascend."""
+    return np.searchsorted(candidate, sample)
