@@ -154,6 +154,12 @@ outline_options = options(
         show_default=True,
         help="Turn walls that are nearly parallel or at right angles until they are, or only straighten outlines.",
     ),
+    click.option(
+        "--outline",
+        type=click.Choice(["pixel", "subpixel"]),
+        help="What outlines are made from: the pixels' edges, or where the probability passes the threshold between "
+        "pixels. [default: subpixel, but pixel for masks and with --simplify 0]",
+    ),
 )
 
 postgis_options = options(

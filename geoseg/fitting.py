@@ -6,8 +6,8 @@ the building's direction, across it, or free (the principal axis of its samples)
     the mean square of the samples' distances from their line, times the samples' number or less (:data:`ENOUGH`),
     + a price for each wall, a higher one for a free wall, and one for a jog between two parallel walls
 
-and the cheapest cut of all is found by dynamic programming, as in Bellman and Roth, "Curve fitting by segmented straight
-lines" (Journal of the American Statistical Association 64, 1969) and Perez and Vidal, "Optimum polygonal
+and the cheapest cut of all is found by dynamic programming, as in Bellman and Roth, "Curve fitting by segmented
+straight lines" (Journal of the American Statistical Association 64, 1969) and Perez and Vidal, "Optimum polygonal
 approximation of digitized curves" (Pattern Recognition Letters 15, 1994); that the price of a description is part of
 the cost is the principle of minimum description length (Rissanen, Automatica 14, 1978). A wall thus is levelled, or a
 jog kept, by how much of the outline says so, not by which corner was looked at first.
@@ -175,8 +175,8 @@ def _costs(
     allowed = passed[to - 1] == passed[to - 1 - back]
     to, back = to[allowed], back[allowed]
     of = ring[to]
-    number, _, _, *moments = sums.moments(corner[to - 1 - back], corner[to])
-    along, across, free = squares(*moments, direction[of])
+    number, _, _, xx, xy, yy = sums.moments(corner[to - 1 - back], corner[to])
+    along, across, free = squares(xx, xy, yy, direction[of])
     share, one, straight = weight(number), price[of], only_free[of]
     cost[to, back, ALONG] = np.where(straight, np.inf, along * share + one)
     cost[to, back, ACROSS] = np.where(straight, np.inf, across * share + one)

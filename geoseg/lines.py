@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,7 @@ class Lines:
         return len(self.ring)
 
     def __getitem__(self, which: Bools) -> Lines:
-        parts = (self.ring, self.kind, self.number, self.middle, self.spread, self.begin, self.end)
-        return Lines(*(part[which] for part in parts))
+        return Lines(**{name: values[which] for name, values in vars(self).items()})
 
     def following(self) -> Index:
         """Return the next wall of each wall's ring."""
@@ -86,9 +85,7 @@ class Lines:
             one = found[np.unique(lines.ring[found], return_index=True)[1]]
             other = np.where(adjacent[one], after[one], after[after[one]])
             number, middle, spread = lines._together(one, other)
-            every = replace(
-                lines, number=lines.number.copy(), middle=lines.middle.copy(), spread=lines.spread.copy(), begin=lines.begin.copy()
-            )
+            every = Lines(**{name: values.copy() for name, values in vars(lines).items()})
             every.number[other], every.middle[other], every.spread[other] = number, middle, spread
             every.begin[other] = lines.begin[one]
             kept = np.ones(len(lines), bool)
@@ -151,7 +148,7 @@ class Lines:
 
 
 def _misfit(kind: Index, number: Index, spread: Floats, direction: Floats) -> Floats:
-    misfit: Floats = np.choose(kind, squares(*spread.T, direction)) * weight(number)
+    misfit: Floats = np.choose(kind, squares(spread[:, 0], spread[:, 1], spread[:, 2], direction)) * weight(number)
     return misfit
 
 

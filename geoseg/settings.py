@@ -16,10 +16,14 @@ CELL = 1536
 """Side of a lattice cell. Larger windows waste less on halos and take more memory: about 3 GB for this one."""
 CORE = 1536
 """Side of a block's core unless ``--core`` says otherwise."""
+OUTLINES = ("pixel", "subpixel")
 FORMATS = ("gpkg", "fgb", "parquet", "geojson")
 
 _KINDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
-    "text": ((str,), ("model", "aoi", "scheduler", "device", "precision", "progress", "postgis_table", "postgis_mode")),
+    "text": (
+        (str,),
+        ("model", "aoi", "scheduler", "device", "precision", "progress", "postgis_table", "postgis_mode", "outline"),
+    ),
     "a whole number": ((int,), ("core", "cell", "taper", "workers")),
     "a number": ((int, float), ("threshold", "gsd", "min_area", "min_hole", "simplify")),
     "true or false": ((bool,), ("tta", "square", "fresh")),
@@ -68,6 +72,9 @@ class Settings:
     """Tolerance of the outlines' simplification in metres, 0 for pixel edges; None for one pixel."""
     square: bool = True
     """Straighten walls as wholes, and turn those that are nearly parallel or at right angles until they are."""
+    outline: str | None = None
+    """``pixel`` to begin outlines with the pixels' edges, ``subpixel`` with where the probability passes the threshold
+    between pixels; None for ``subpixel`` unless ``simplify`` is 0."""
     format: tuple[str, ...] = ("gpkg",)
     """Vector formats to write, of ``gpkg``, ``fgb``, ``parquet`` and ``geojson``."""
     postgis: str | None = field(default=None, repr=False)
@@ -109,6 +116,8 @@ class Settings:
         for name in ("core", "cell"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} px; it must be positive")
+        if self.outline not in (None, *OUTLINES):
+            raise SettingError(f"outline {self.outline!r} is not one of {', '.join(OUTLINES)}")
         unknown = set(self.format) - set(FORMATS)
         if unknown or not self.format:
             raise SettingError(f"format {', '.join(sorted(unknown)) or '(none)'}: choose from {', '.join(FORMATS)}")

@@ -22,7 +22,6 @@ call. What neighbours then do to each other is the matter of :mod:`geoseg.neighb
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -62,7 +61,7 @@ EPSILON = 1e-9
 """Pixels of rounding."""
 
 
-def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
+def square_up(polygons: Polygons, tolerance_px: float, snap: bool = True) -> Polygons:
     """Return squared outlines: one each, valid, none empty, with as many holes as before or as they were.
 
     No guarantee that neighbours stay apart; see :mod:`geoseg.neighbours`.
@@ -72,6 +71,7 @@ def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
         tolerance_px: how far, in pixels, a wall may be from the outline it stands for, and how far apart parallel walls
             may be to become one. No corner of the new outline is farther from the old one, nor a corner found in the
             old one from the new, than :func:`reach_of` says. 0 changes nothing.
+        snap: turn walls that nearly run along the building's direction or across it; without, all keep their own lines.
 
     Raises:
         SettingError: the tolerance is negative or not a number.
@@ -82,7 +82,9 @@ def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
     if not len(result) or tolerance_px == 0:
         return result
     corner = np.floor(shapely.bounds(result)[:, :2])
-    return _moved(_squared_at_origin(_moved(shapely.remove_repeated_points(result), -corner), tolerance_px), corner)
+    return _moved(
+        _squared_at_origin(_moved(shapely.remove_repeated_points(result), -corner), tolerance_px, snap), corner
+    )
 
 
 def _moved(polygons: Polygons, by: Floats) -> Polygons:
@@ -90,7 +92,7 @@ def _moved(polygons: Polygons, by: Floats) -> Polygons:
     return np.asarray(shapely.transform(polygons, lambda xy: xy + np.repeat(by, sizes, axis=0)), dtype=object)
 
 
-def _squared_at_origin(polygons: Polygons, tolerance_px: float) -> Polygons:
+def _squared_at_origin(polygons: Polygons, tolerance_px: float, snap: bool) -> Polygons:
     """Do the work, where digits are many and the same wherever a building stands."""
     before = shapely.normalize(polygons)
     result = before.copy()
@@ -99,7 +101,7 @@ def _squared_at_origin(polygons: Polygons, tolerance_px: float) -> Polygons:
     area = shapely.area(before)
     tolerance = np.full(len(result), float(tolerance_px))
     # Where a building is round or irregular, its walls keep their own lines.
-    free = (rings.share < MIN_SHARE) | (rings.unevenness < ROUND)
+    free = (rings.share < MIN_SHARE) | (rings.unevenness < ROUND) | (not snap)
     todo = np.arange(len(result))
     reach = reach_of(tolerance_px) + EPSILON
     for _ in range(ATTEMPTS):
@@ -182,9 +184,7 @@ def _walls(
     return lines, lines.directions(owner[lines.ring], direction)
 
 
-def _cut(
-    sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools
-) -> Cut:
+def _cut(sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools) -> Cut:
     """Cut rings into walls, some rings at a time."""
     ends = np.cumsum(size)
     bunch = (ends - 1) // BUNCH

@@ -71,7 +71,9 @@ def crossings(polygons: Polygons, chances: Chances) -> Polygons:
     # Normalised shells run clockwise and holes counter-clockwise: the building is to the right.
     outward = np.column_stack([-step[:, 1], step[:, 0]])
     inside, outside = np.floor(middle - outward / 2).astype(np.int64), np.floor(middle + outward / 2).astype(np.int64)
-    within, beyond = (chances.at(pixel[:, 1], pixel[:, 0]).astype(np.float64) for pixel in (inside, outside))
+    # Asked for together, for most lie in the same part of the raster.
+    pixels = np.concatenate([inside, outside])
+    within, beyond = chances.at(pixels[:, 1], pixels[:, 0]).astype(np.float64).reshape(2, -1)
     fall = within - beyond
     # Of 0/0, and of values that do not fall (the mask was made from finer ones), the clip and the NaN take care.
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -252,7 +252,9 @@ def _unevenness(samples: Floats, ring: Index, size: Index) -> Floats:
     square = (yy[ring] * x * x - 2 * xy[ring] * x * y + xx[ring] * y * y) / scale[ring]
     away = np.sqrt(np.maximum(square, 0))
     middle = mean(away)
-    return np.where(det > 0, np.sqrt(np.maximum(mean(away * away) - middle * middle, 0)) / np.maximum(middle, 1e-300), 1.0)
+    return np.where(
+        det > 0, np.sqrt(np.maximum(mean(away * away) - middle * middle, 0)) / np.maximum(middle, 1e-300), 1.0
+    )
 
 
 def half_angle(unit: Floats) -> Floats:
