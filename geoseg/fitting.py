@@ -114,18 +114,13 @@ def cheapest(
         sums: of all rings.
         corner: samples that are candidates, ring by ring; the first of a ring is its first sample, the last the same
             come again.
-        size: ``(rings,)`` number of candidates of each ring, three at least.
+        size: ``(rings,)`` number of candidates of each ring, three at least; descending, so that the rings that are not
+            at their end yet are always the first ones.
         direction: ``(rings, 2)``: unit vectors.
         price: ``(rings,)`` of a wall.
         only_free: ``(rings,)``: only free lines, at the price of others.
         must: ``(candidates,)``: where a wall has to end.
     """
-    # The longest rings first: those that still go on are always the first ones.
-    order = np.argsort(-size, kind="stable")
-    begin = np.cumsum(size) - size
-    slots = np.concatenate([np.arange(begin[r], begin[r] + size[r]) for r in order]) if len(order) else begin
-    corner, must, size, direction = corner[slots], must[slots], size[order], direction[order]
-    price, only_free = price[order], only_free[order]
     begin = np.cumsum(size) - size
     ring = np.repeat(np.arange(len(size)), size)
     place = np.arange(len(ring)) - begin[ring]
@@ -151,7 +146,7 @@ def cheapest(
         onward = came[:, None, :] + jog[: len(here)]
         before[here] = kind = onward.argmin(axis=2)
         leave[here + window] = onward[rows, kinds, kind]
-    return _followed(corner, begin, size, order, arrive, back, before)
+    return _followed(corner, begin, size, arrive, back, before)
 
 
 def _costs(
@@ -199,9 +194,7 @@ def weight(number: Index) -> Floats:
     return np.where(number > ENOUGH, np.sqrt(ENOUGH / number), 1.0)
 
 
-def _followed(
-    corner: Index, begin: Index, size: Index, order: Index, arrive: Floats, back: Index, before: Index
-) -> Cut:
+def _followed(corner: Index, begin: Index, size: Index, arrive: Floats, back: Index, before: Index) -> Cut:
     """Go back from the ends of rings along the cheapest walls."""
     number = np.arange(len(size))
     slot = begin + size - 1
@@ -220,5 +213,6 @@ def _followed(
         none = np.zeros(0, np.int64)
         return Cut(none, none, none, none)
     ring, first, last, what = (np.concatenate(part) for part in (rings, begins, ends, kinds))
-    sort = np.lexsort((first, order[ring]))
-    return Cut(order[ring][sort], corner[first][sort], corner[last][sort], what[sort])
+    # Candidates come ring by ring.
+    sort = np.argsort(first)
+    return Cut(ring[sort], corner[first][sort], corner[last][sort], what[sort])

@@ -61,7 +61,7 @@ EPSILON = 1e-9
 """Pixels of rounding."""
 
 
-def square_up(polygons: Polygons, tolerance_px: float, snap: bool = True) -> Polygons:
+def square_up(polygons: Polygons, tolerance_px: float, *, snap: bool = True, dense: bool = False) -> Polygons:
     """Return squared outlines: one each, valid, none empty, with as many holes as before or as they were.
 
     No guarantee that neighbours stay apart; see :mod:`geoseg.neighbours`.
@@ -72,6 +72,8 @@ def square_up(polygons: Polygons, tolerance_px: float, snap: bool = True) -> Pol
             may be to become one. No corner of the new outline is farther from the old one, nor a corner found in the
             old one from the new, than :func:`reach_of` says. 0 changes nothing.
         snap: turn walls that nearly run along the building's direction or across it; without, all keep their own lines.
+        dense: vertices are about a pixel apart and what is to be fitted, as those of :mod:`geoseg.subpixel`; otherwise
+            edges are, and cut into pieces.
 
     Raises:
         SettingError: the tolerance is negative or not a number.
@@ -82,9 +84,8 @@ def square_up(polygons: Polygons, tolerance_px: float, snap: bool = True) -> Pol
     if not len(result) or tolerance_px == 0:
         return result
     corner = np.floor(shapely.bounds(result)[:, :2])
-    return _moved(
-        _squared_at_origin(_moved(shapely.remove_repeated_points(result), -corner), tolerance_px, snap), corner
-    )
+    here = shapely.normalize(_moved(shapely.remove_repeated_points(result), -corner))
+    return _moved(_squared(here, sampled(here, tolerance_px, dense), tolerance_px, snap), corner)
 
 
 def _moved(polygons: Polygons, by: Floats) -> Polygons:
@@ -92,11 +93,9 @@ def _moved(polygons: Polygons, by: Floats) -> Polygons:
     return np.asarray(shapely.transform(polygons, lambda xy: xy + np.repeat(by, sizes, axis=0)), dtype=object)
 
 
-def _squared_at_origin(polygons: Polygons, tolerance_px: float, snap: bool) -> Polygons:
-    """Do the work, where digits are many and the same wherever a building stands."""
-    before = shapely.normalize(polygons)
+def _squared(before: Polygons, rings: Rings, tolerance_px: float, snap: bool) -> Polygons:
+    """Do the work near the origin, where digits are many and the same wherever a building stands."""
     result = before.copy()
-    rings = sampled(before, tolerance_px)
     sums = Sums.of(rings.xy, counted(rings.size))
     area = shapely.area(before)
     tolerance = np.full(len(result), float(tolerance_px))
@@ -171,7 +170,7 @@ def _walls(
         if attempt == ROUNDS - 1:
             done.append(lines)
             break
-        strays = _strays(lines, sums, candidate, of, start, size, lines.axes(sums, direction[owner[lines.ring]]), reach)
+        strays = _strays(lines, sums, candidate, start, size, lines.axes(sums, direction[owner[lines.ring]]), reach)
         must[strays] = True
         redo = np.unique(of[strays])
         done.append(lines[~np.isin(lines.ring, redo)])
@@ -185,24 +184,28 @@ def _walls(
 
 
 def _cut(sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools) -> Cut:
-    """Cut rings into walls, some rings at a time."""
-    ends = np.cumsum(size)
-    bunch = (ends - 1) // BUNCH
+    """Cut rings into walls, some rings at a time; those of one size together, which is fastest."""
+    order = np.argsort(-size, kind="stable")
+    begin = (np.cumsum(size) - size)[order]
+    bunch = (np.cumsum(size[order]) - 1) // BUNCH
     parts: list[Cut] = []
     for number in np.unique(bunch):
-        here = np.flatnonzero(bunch == number)
-        slots = slice(ends[here[0]] - size[here[0]], ends[here[-1]])
+        among = bunch == number
+        here = order[among]
+        slots = np.repeat(begin[among], size[here]) + counted(size[here])
         cut = cheapest(sums, candidate[slots], size[here], direction[here], price[here], free[here], must[slots])
         parts.append(Cut(here[cut.ring], cut.begin, cut.end, cut.kind))
-    return Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cut.__dataclass_fields__))
+    whole = Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cut.__dataclass_fields__))
+    sort = np.argsort(whole.ring, kind="stable")
+    return Cut(whole.ring[sort], whole.begin[sort], whole.end[sort], whole.kind[sort])
 
 
 def _strays(
-    lines: Lines, sums: Sums, candidate: Index, of: Index, start: Index, size: Index, axes: Floats, reach: Floats
+    lines: Lines, sums: Sums, candidate: Index, start: Index, size: Index, axes: Floats, reach: Floats
 ) -> Index:
     """Return of each wall that strays the candidate between its ends that is farthest from its line."""
-    first = _slot(candidate, of, lines.ring, lines.begin, start, size)
-    last = _slot(candidate, of, lines.ring, lines.end, start, size)
+    # Candidates ascend, ring by ring.
+    first, last = np.searchsorted(candidate, lines.begin), np.searchsorted(candidate, lines.end)
     ring_size = size[lines.ring] - 1
     # The last candidate of a ring is the first come again.
     inner = (last - first) % ring_size - 1
@@ -215,8 +218,3 @@ def _strays(
     order = np.lexsort((place[far], -distance[far], wall[far]))
     far = far[order]
     return place[far[np.unique(wall[far], return_index=True)[1]]]
-
-
-def _slot(candidate: Index, of: Index, ring: Index, sample: Index, start: Index, size: Index) -> Index:
-    """Return where samples stand among the candidates, which ascend."""
-    return np.searchsorted(candidate, sample)

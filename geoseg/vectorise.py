@@ -62,7 +62,7 @@ def outline_rules(
         x0, y0, x1, y1 = shapely.bounds(polygons).T
         small = (x1 - x0 <= LARGE) & (y1 - y0 <= LARGE)
         outlines = polygons.copy()
-        outlines[small] = square_up(finer(polygons[small]), tolerance, snap=square)
+        outlines[small] = square_up(finer(polygons[small]), tolerance, snap=square, dense=chances is not None)
         outlines[~small] = straighten(polygons[~small])
         return kept_apart(polygons, outlines, straighten)
 

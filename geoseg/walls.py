@@ -65,12 +65,13 @@ class Rings:
     once it is stretched to be as long as it is wide: 0 for a circle and nearly so for an ellipse, 0.11 for a square."""
 
 
-def sampled(polygons: Polygons, tolerance: float) -> Rings:
+def sampled(polygons: Polygons, tolerance: float, dense: bool = False) -> Rings:
     """Return the samples of valid polygons in pixels; none is farther than ``tolerance`` from the coarse outline.
 
-    The polygons should stand near the origin, for the last digits' sake.
+    The polygons should stand near the origin, for the last digits' sake. If they are ``dense``, their vertices are the
+    samples.
     """
-    samples, ring, size, polygon_ring = _samples(polygons)
+    samples, ring, size, polygon_ring = _samples(polygons, dense)
     owner_of_ring = np.repeat(np.arange(len(polygons)), np.diff(polygon_ring))
     begin = np.cumsum(size) - size
     numbered = np.column_stack([samples, np.arange(len(samples), dtype=np.float64)])
@@ -150,17 +151,19 @@ def _dot(one: Floats, other: Floats) -> Floats:
     return result
 
 
-def _samples(polygons: Polygons) -> tuple[Floats, Index, Index, Index]:
+def _samples(polygons: Polygons, dense: bool) -> tuple[Floats, Index, Index, Index]:
     """Return samples along open rings, the ring of each, samples by ring, and the first ring of each polygon.
 
-    Each edge is cut into pieces of about a pixel, whose middles are the samples; a ring has four at least. The first of
-    a ring is the one farthest from its middle, for that is surely a corner.
+    Each edge is cut into pieces of about a pixel, whose middles are the samples, or all vertices of dense rings are; a
+    ring has four at least. The first of a ring is the one farthest from its middle, for that is surely a corner.
     """
     _, coords, (ring_ends, polygon_ring) = shapely.to_ragged_array(polygons)
     ring_of = np.repeat(np.arange(len(ring_ends) - 1), np.diff(ring_ends))
     inner = np.ones(len(coords), bool)
     inner[ring_ends[1:] - 1] = False
     edge = np.flatnonzero(inner)
+    if dense:
+        return _from_corner(coords[edge], ring_of[edge], polygon_ring)
     vector: Floats = coords[edge + 1] - coords[edge]
     pieces = np.rint(np.sqrt(_dot(vector, vector))).astype(np.int64)
     few = np.bincount(ring_of[edge], pieces)[ring_of[edge]] < 4
@@ -168,7 +171,11 @@ def _samples(polygons: Polygons) -> tuple[Floats, Index, Index, Index]:
     step = np.repeat(edge, pieces)
     part = np.arange(len(step)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     samples = coords[step] + vector.repeat(pieces, axis=0) * ((part + 0.5) / pieces.repeat(pieces))[:, None]
-    ring = ring_of[step]
+    return _from_corner(samples, ring_of[step], polygon_ring)
+
+
+def _from_corner(samples: Floats, ring: Index, polygon_ring: Index) -> tuple[Floats, Index, Index, Index]:
+    """Let each ring begin with its outermost sample."""
     size = np.bincount(ring)
     begin = np.cumsum(size) - size
     middle = np.stack([np.bincount(ring, values) / size for values in samples.T], axis=1)
