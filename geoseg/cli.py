@@ -157,8 +157,10 @@ outline_options = options(
     click.option(
         "--outline",
         type=click.Choice(["pixel", "subpixel"]),
+        default="pixel",
+        show_default=True,
         help="What outlines are made from: the pixels' edges, or where the probability passes the threshold between "
-        "pixels. [default: subpixel, but pixel for masks and with --simplify 0]",
+        "pixels.",
     ),
 )
 

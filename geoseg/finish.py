@@ -40,7 +40,7 @@ from geoseg.settings import Settings
 from geoseg.spool import Spool
 from geoseg.tiling import Tiling
 from geoseg.vector import write_formats
-from geoseg.vectorise import outline_rules, starts_finer
+from geoseg.vectorise import outline_rules
 from geoseg.write import replacing, writing_cog
 
 LIBRARIES = ("torch", "torchvision", "rasterio", "geopandas", "shapely", "dask", "numpy", "pyogrio")
@@ -69,7 +69,7 @@ def write_all(
         drawn = Drawn(planned, tally)
         paths = [out / f"buildings.{name}" for name in settings.format]
         chances = None
-        if starts_finer(settings.outline, planned.simplify_px):
+        if settings.outline == "subpixel":
             chances = stack.enter_context(Field.open(out / "probability.tif", 255 * planned.job.threshold))
         rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square, chances)
         batches = finish(spool.batches(rules.beside_px), mosaic.transform, mosaic.wkt, rules)

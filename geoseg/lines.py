@@ -152,8 +152,8 @@ def _misfit(kind: Index, number: Index, spread: Floats, direction: Floats) -> Fl
     return misfit
 
 
-def corners(lines: Lines, axes: Floats, sums: Sums, size: Index, reach: Floats) -> tuple[Floats, Index]:
-    """Return the vertices where each wall meets the next, and the ring of each.
+def corners(lines: Lines, axes: Floats, sums: Sums, size: Index, reach: Floats) -> tuple[Floats, Index, Bools]:
+    """Return the vertices where each wall meets the next, how many, one or two, and whether they are near the outline.
 
     That is where their lines meet; where they do not, or farther than ``reach`` from the outline there, it is the two
     points of the lines that are nearest to where the wall ended: a jog.
@@ -187,7 +187,8 @@ def corners(lines: Lines, axes: Floats, sums: Sums, size: Index, reach: Floats) 
     count = np.where(single, 1, 2)
     vertex = np.repeat(first, count, axis=0)
     vertex[np.cumsum(count)[~single] - 1] = two[~single]
-    return vertex, np.repeat(lines.ring, count)
+    shift = np.maximum(((one - at) ** 2).sum(axis=1), ((two - at) ** 2).sum(axis=1))
+    return vertex, count, meets | (shift <= reach**2)
 
 
 def _near(points: Floats, end: Index, sums: Sums, size: Index, reach: Floats) -> Bools:

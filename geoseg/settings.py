@@ -72,9 +72,9 @@ class Settings:
     """Tolerance of the outlines' simplification in metres, 0 for pixel edges; None for one pixel."""
     square: bool = True
     """Straighten walls as wholes, and turn those that are nearly parallel or at right angles until they are."""
-    outline: str | None = None
-    """``pixel`` to begin outlines with the pixels' edges, ``subpixel`` with where the probability passes the threshold
-    between pixels; None for ``subpixel`` unless ``simplify`` is 0."""
+    outline: str = "pixel"
+    """What outlines are made from: ``pixel`` for the pixels' edges, ``subpixel`` for where the probability passes the
+    threshold between pixels."""
     format: tuple[str, ...] = ("gpkg",)
     """Vector formats to write, of ``gpkg``, ``fgb``, ``parquet`` and ``geojson``."""
     postgis: str | None = field(default=None, repr=False)
@@ -116,7 +116,7 @@ class Settings:
         for name in ("core", "cell"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} px; it must be positive")
-        if self.outline not in (None, *OUTLINES):
+        if self.outline not in OUTLINES:
             raise SettingError(f"outline {self.outline!r} is not one of {', '.join(OUTLINES)}")
         unknown = set(self.format) - set(FORMATS)
         if unknown or not self.format:

@@ -22,6 +22,7 @@ call. What neighbours then do to each other is the matter of :mod:`geoseg.neighb
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -123,64 +124,115 @@ def reach_of(tolerance_px: float) -> float:
     return max(REACH * tolerance_px, 1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Some rings of :class:`geoseg.walls.Rings`, and what they are to be cut by; arrays with one entry for each."""
+
+    ring: Index
+    owner: Index
+    """Its polygon."""
+    candidate: Index
+    """Candidates of all, ascending."""
+    begin: Index
+    """First candidate."""
+    size: Index
+    """Number of candidates."""
+    price: Floats
+    reach: Floats
+    free: Bools
+
+    @classmethod
+    def of(cls, rings: Rings, todo: Index, tolerance: Floats, free: Bools) -> _Chosen:
+        """Take the rings of some polygons."""
+        many = np.diff(rings.polygon_ring)[todo]
+        ring = np.repeat(rings.polygon_ring[todo], many) + counted(many)
+        owner, size = np.repeat(todo, many), rings.candidates[ring]
+        candidate = rings.candidate[np.repeat(rings.candidate_begin[ring], size) + counted(size)]
+        limit = tolerance[owner]
+        price, reach = PRICE * limit**2, np.maximum(REACH * limit, 1.0)
+        return cls(ring, owner, candidate, np.cumsum(size) - size, size, price, reach, free[owner])
+
+    def between(self, lines: Lines) -> tuple[Index, Index]:
+        """Return the candidates between the ends of walls: the wall, and the place among all candidates, of each."""
+        first, last = (np.searchsorted(self.candidate, one) for one in (lines.begin, lines.end))
+        # A ring's last candidate is its first come again.
+        round_ = self.size[lines.ring] - 1
+        inner = np.maximum((last - first) % round_ - 1, 0)
+        wall = np.repeat(np.arange(len(lines)), inner)
+        begin = self.begin[lines.ring[wall]]
+        return wall, begin + (first[wall] - begin + 1 + counted(inner)) % round_[wall]
+
+
 def _outlines(rings: Rings, sums: Sums, todo: Index, tolerance: Floats, free: Bools) -> tuple[Index, Polygons]:
     """Return which of ``todo`` can be squared, and their new outlines."""
-    first, many = rings.polygon_ring[todo], np.diff(rings.polygon_ring)[todo]
-    ring = np.repeat(first, many) + counted(many)
-    owner = np.repeat(todo, many)
-    price, reach = PRICE * tolerance[owner] ** 2, np.maximum(REACH * tolerance[owner], 1.0)
-    lines, direction = _walls(rings, sums, ring, owner, price, reach, free[owner])
-    polygon = owner[lines.ring]
-    axes = lines.axes(sums, direction[polygon])
-    vertex, number = corners(lines, axes, sums, rings.size[ring[lines.ring]], reach[lines.ring])
+    chosen = _Chosen.of(rings, todo, tolerance, free)
+    lines, direction = _walls(chosen, sums, rings.direction)
+    axes = lines.axes(sums, direction[chosen.owner[lines.ring]])
+    reach = chosen.reach[lines.ring]
+    vertex, count, near = corners(lines, axes, sums, rings.size[chosen.ring[lines.ring]], reach)
     vertex = np.rint(vertex / GRID) * GRID
-    enough = np.bincount(number, minlength=len(ring)) >= 3
-    whole = np.bincount(owner[~enough], minlength=len(tolerance)) == 0
-    kept = whole[owner[number]]
+    near &= _followed(chosen, sums, lines, vertex, count)
+    number = np.repeat(lines.ring, count)
+    fine = np.bincount(number, minlength=len(chosen.ring)) >= 3
+    fine[lines.ring[~near]] = False
+    whole = np.bincount(chosen.owner[~fine], minlength=len(tolerance)) == 0
+    kept = whole[chosen.owner[number]]
     made = todo[whole[todo]]
     if not len(made):
         return made, np.zeros(0, object)
-    place = np.searchsorted(made, owner)
-    number = number[kept]
-    _, ring_number = np.unique(number, return_inverse=True)
-    linear = shapely.linearrings(vertex[kept], indices=ring_number)
-    indices = place[np.unique(number)]
-    return made, np.asarray(shapely.polygons(linear, indices=indices), dtype=object)
+    ring, place = np.unique(number[kept], return_inverse=True)
+    linear = shapely.linearrings(vertex[kept], indices=place)
+    polygons = shapely.polygons(linear, indices=np.searchsorted(made, chosen.owner[ring]))
+    return made, np.asarray(polygons, dtype=object)
 
 
-def _walls(
-    rings: Rings, sums: Sums, ring: Index, owner: Index, price: Floats, reach: Floats, free: Bools
-) -> tuple[Lines, Floats]:
-    """Return the walls of rings, and the direction of every polygon."""
-    sample = rings.candidate_begin[ring]
-    size = rings.candidates[ring]
-    slot = np.repeat(sample, size) + counted(size)
-    candidate = rings.candidate[slot]
-    must = np.zeros(len(candidate), bool)
-    of = np.repeat(np.arange(len(ring)), size)
-    start = np.cumsum(size) - size
+def _followed(chosen: _Chosen, sums: Sums, lines: Lines, vertex: Floats, count: Index) -> Bools:
+    """Say which walls are within reach of all candidates that they stand for."""
+    ends = np.cumsum(count)
+    after = lines.following()
+    start = np.empty((len(lines), 2))
+    start[after] = vertex[ends - 1]
+    end = vertex[ends - count]
+
+    def away(points: Floats, wall: Index) -> Floats:
+        along, to = end[wall] - start[wall], points - start[wall]
+        length = (along**2).sum(axis=1)
+        share = np.clip((to * along).sum(axis=1) / np.where(length > 0, length, 1.0), 0, 1)
+        distance: Floats = np.sqrt(((to - along * share[:, None]) ** 2).sum(axis=1))
+        return distance
+
+    every = np.arange(len(lines))
+    corner = sums.xy[lines.end] / UNIT
+    near = np.minimum(away(corner, every), away(corner, after)) <= chosen.reach[lines.ring]
+    wall, place = chosen.between(lines)
+    far = away(sums.xy[chosen.candidate[place]] / UNIT, wall) > chosen.reach[lines.ring[wall]]
+    near[wall[far]] = False
+    result: Bools = near
+    return result
+
+
+def _walls(chosen: _Chosen, sums: Sums, direction: Floats) -> tuple[Lines, Floats]:
+    """Return the walls of rings, and the direction of every polygon, improved."""
+    must = np.zeros(len(chosen.candidate), bool)
+    of = np.repeat(np.arange(len(chosen.ring)), chosen.size)
+    frame = direction[chosen.owner]
     done: list[Lines] = []
-    todo = np.arange(len(ring))
-    direction = rings.direction
+    todo = np.arange(len(chosen.ring))
     for attempt in range(ROUNDS):
         mine = np.isin(of, todo)
-        cut = _cut(sums, candidate[mine], size[todo], direction[owner[todo]], price[todo], free[todo], must[mine])
-        lines = Lines.of(sums, Cut(todo[cut.ring], cut.begin, cut.end, cut.kind))
-        lines = lines.merged(price, direction[owner])
-        if attempt == ROUNDS - 1:
-            done.append(lines)
-            break
-        strays = _strays(lines, sums, candidate, start, size, lines.axes(sums, direction[owner[lines.ring]]), reach)
+        size, price = chosen.size[todo], chosen.price[todo]
+        cut = _cut(sums, chosen.candidate[mine], size, frame[todo], price, chosen.free[todo], must[mine])
+        lines = Lines.of(sums, Cut(todo[cut.ring], cut.begin, cut.end, cut.kind)).merged(chosen.price, frame)
+        strays = _strays(chosen, sums, lines, lines.axes(sums, frame[lines.ring]))
         must[strays] = True
-        redo = np.unique(of[strays])
-        done.append(lines[~np.isin(lines.ring, redo)])
-        todo = redo
+        todo = np.unique(of[strays]) if attempt < ROUNDS - 1 else todo[:0]
+        done.append(lines[~np.isin(lines.ring, todo)])
         if not len(todo):
             break
     parts = [np.concatenate([getattr(one, name) for one in done]) for name in Lines.__dataclass_fields__]
     order = np.argsort(parts[0], kind="stable")
     lines = Lines(*(part[order] for part in parts))
-    return lines, lines.directions(owner[lines.ring], direction)
+    return lines, lines.directions(chosen.owner[lines.ring], direction)
 
 
 def _cut(sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools) -> Cut:
@@ -200,21 +252,12 @@ def _cut(sums: Sums, candidate: Index, size: Index, direction: Floats, price: Fl
     return Cut(whole.ring[sort], whole.begin[sort], whole.end[sort], whole.kind[sort])
 
 
-def _strays(
-    lines: Lines, sums: Sums, candidate: Index, start: Index, size: Index, axes: Floats, reach: Floats
-) -> Index:
+def _strays(chosen: _Chosen, sums: Sums, lines: Lines, axes: Floats) -> Index:
     """Return of each wall that strays the candidate between its ends that is farthest from its line."""
-    # Candidates ascend, ring by ring.
-    first, last = np.searchsorted(candidate, lines.begin), np.searchsorted(candidate, lines.end)
-    ring_size = size[lines.ring] - 1
-    # The last candidate of a ring is the first come again.
-    inner = (last - first) % ring_size - 1
-    inner = np.maximum(inner, 0)
-    wall = np.repeat(np.arange(len(lines)), inner)
-    place = start[lines.ring[wall]] + (first[wall] - start[lines.ring[wall]] + 1 + counted(inner)) % ring_size[wall]
-    away = sums.xy[candidate[place]] / UNIT - lines.middle[wall]
+    wall, place = chosen.between(lines)
+    away = sums.xy[chosen.candidate[place]] / UNIT - lines.middle[wall]
     distance = np.abs(away[:, 0] * axes[wall, 1] - away[:, 1] * axes[wall, 0])
-    far = np.flatnonzero(distance > reach[lines.ring[wall]])
-    order = np.lexsort((place[far], -distance[far], wall[far]))
-    far = far[order]
-    return place[far[np.unique(wall[far], return_index=True)[1]]]
+    far = np.flatnonzero(distance > chosen.reach[lines.ring[wall]])
+    far = far[np.lexsort((place[far], -distance[far], wall[far]))]
+    strays: Index = place[far[np.unique(wall[far], return_index=True)[1]]]
+    return strays

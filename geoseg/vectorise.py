@@ -68,19 +68,9 @@ def outline_rules(
 
     if simplify_px <= 0:
         return Rules(min_area, min_hole, None if chances is None else finer)
-    if not square and chances is None:
-        return Rules(min_area, min_hole, straighten)
     # Two outlines meet when both have moved towards each other as far as they may.
     moves = reach_of(tolerance) + (0.0 if chances is None else 0.5)
     return Rules(min_area, min_hole, best, math.ceil(2 * moves) + 2)
-
-
-def starts_finer(outline: str | None, simplify_px: float) -> bool:
-    """Say whether the setting ``outline`` asks for sub-pixel outlines, there being probabilities.
-
-    Unless told otherwise, outlines that are straightened begin so: who wants no straightening wants the pixels.
-    """
-    return simplify_px > 0 if outline is None else outline == "subpixel"
 
 
 def polygonize_file(
@@ -92,7 +82,7 @@ def polygonize_file(
     min_hole: float = 2.0,
     simplify: float | None = None,
     square: bool = True,
-    outline: str | None = None,
+    outline: str = "pixel",
     postgis: str | None = None,
     postgis_table: str = "buildings",
     postgis_mode: str = "replace",
@@ -113,9 +103,8 @@ def polygonize_file(
         simplify: Metres that outlines may move from the pixels' edges; None for one pixel.
         square: Turn walls that are nearly parallel or at right angles until they are; with False, or where neighbours
             would overlap, outlines are only straightened.
-        outline: ``subpixel`` to begin with outlines where the probability passes the threshold between pixels,
-            ``pixel`` with the pixels' edges; None for ``subpixel`` where the raster is a probability and outlines are
-            simplified.
+        outline: What outlines are made from: ``pixel`` for the pixels' edges, ``subpixel`` for where the probability
+            passes the threshold between pixels.
         postgis: A database that gets the buildings, too, when the file is written; this and the next two are as in
             :class:`geoseg.settings.Settings`.
         postgis_table: The table there.
@@ -162,9 +151,9 @@ def polygonize_file(
             scale = _probability_scale(dataset, threshold)
     except RasterioIOError as error:
         raise InputError(f"{raster}: cannot be read ({error})") from error
-    if scale is None and outline == "subpixel":
+    finer = outline == "subpixel"
+    if finer and scale is None:
         raise SettingError(f"{raster}: a mask has no outlines between pixels; give a threshold if it is a probability")
-    finer = scale is not None and starts_finer(outline, tolerance)
     joiner = Joiner(tiling)
     with ExitStack() as stack, shown, Spool(target.with_name(f".{target.name}.sqlite"), mosaic.shape[1]) as spool:
         shown.stage("vectorising", len(tiling), pixels=True)

@@ -237,13 +237,14 @@ def test_polygonize_gives_the_buildings_of_segment(city: Path, narrow_model: Pat
         assert result.stdout == ""
         assert result.stderr.splitlines()[-1] == f"{len(expected)} buildings · {target}"
         assert outlines(target) == expected
-    # With the defaults, too, and those of a mask.
+    # With the defaults, too, and between pixels.
     geoseg_("segment", city, "--out", out, *more)
-    geoseg_("polygonize", out / "probability.tif", tmp_path / "plain.gpkg", "--threshold", threshold)
-    assert outlines(tmp_path / "plain.gpkg") == outlines(out / "buildings.gpkg")
-    geoseg_("segment", city, "--out", out, *more, "--outline", "pixel")
     geoseg_("polygonize", out / "mask.tif", tmp_path / "plain.gpkg")
     assert outlines(tmp_path / "plain.gpkg") == outlines(out / "buildings.gpkg")
+    finer = ("--outline", "subpixel")
+    geoseg_("segment", city, "--out", out, *more, *finer)
+    geoseg_("polygonize", out / "probability.tif", tmp_path / "finer.gpkg", "--threshold", threshold, *finer)
+    assert outlines(tmp_path / "finer.gpkg") == outlines(out / "buildings.gpkg") != outlines(tmp_path / "plain.gpkg")
 
 
 # --- sample

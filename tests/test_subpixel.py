@@ -27,7 +27,7 @@ from geoseg.footprints import finish
 from geoseg.polygonize import buildings_of
 from geoseg.spool import Spool
 from geoseg.subpixel import GRID, MARGIN, crossings
-from geoseg.vectorise import outline_rules, polygonize_file, starts_finer
+from geoseg.vectorise import outline_rules, polygonize_file
 
 Polygons = NDArray[np.object_]
 
@@ -224,20 +224,15 @@ def test_the_setting(tmp_path: Path) -> None:
         polygonize_file(raster, tmp_path / "o.gpkg", threshold=None if raster == mask else 128 / 255, **options)
         return list(geopandas.read_file(tmp_path / "o.gpkg", layer="buildings").geometry.to_wkb())
 
-    finer, edges = outlines(probability, outline="subpixel"), outlines(probability, outline="pixel")
+    finer, edges = outlines(probability, outline="subpixel"), outlines(probability)
     assert finer != edges
-    assert outlines(probability) == finer
-    assert outlines(floats) == finer
-    assert outlines(probability, simplify=0.0) == outlines(mask, simplify=0.0)
-    assert outlines(probability, simplify=0.0, outline="subpixel") != outlines(mask, simplify=0.0)
+    assert outlines(floats, outline="subpixel") == finer
+    assert outlines(probability, outline="pixel") == edges
     assert outlines(mask) == edges
+    plain, between = (outlines(probability, simplify=0.0, outline=one) for one in ("pixel", "subpixel"))
+    assert plain == outlines(mask, simplify=0.0)
+    assert between != plain
     with pytest.raises(SettingError, match="a mask has no outlines between pixels"):
         outlines(mask, outline="subpixel")
     with pytest.raises(SettingError, match="outline 'finest' is not one of pixel, subpixel"):
         outlines(mask, outline="finest")
-    assert [starts_finer(*case) for case in (("pixel", 1), ("subpixel", 0), (None, 1), (None, 0))] == [
-        False,
-        True,
-        True,
-        False,
-    ]
