@@ -3,20 +3,20 @@
 Each building is looked at alone: a result depends neither on its neighbours nor on which buildings come in the same
 call. What neighbours then do to each other is the matter of :mod:`geoseg.neighbours`.
 
-1. **Walls.** :mod:`geoseg.walls` finds the walls in the outline, fits a line to each, and the building's direction.
-2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, the
-   building is round or irregular, and its walls keep the lines that were fitted.
-3. **Snap.** A wall nearly along a direction is turned onto it through its middle. A long wall clearly off is a diagonal
-   wall and keeps its line. A short edge askew is a cut corner and goes. Parallel neighbours nearer than the tolerance
-   become one wall, others are joined by a perpendicular, everything else by intersection. Turning edges about their
-   middles and reconnecting them so is the method of Building Regulariser, after RS-building-regularization; geoai's
-   ``orthogonalize`` aims at the same. None of their code is used; they take a wall's place from two of its points,
-   here it is the mean of all. Lokhat and Touya (Journal of Spatial Information Science 13, 2016,
-   https://doi.org/10.5311/JOSIS.2016.13.276) square by least squares over all vertices at once.
-4. **Check.** Where the new outline strays from the old one, the walls there are left as they were and the rest is done
-   again; a result that is invalid or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the
-   tolerance. What does not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found,
-   joined by straight lines, or, if that would change its area by twice as much, stays as it is.
+1. **Direction.** :mod:`geoseg.walls` samples the outline, finds clear corners and, from them, the building's direction.
+2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, or the
+   building is round (:data:`ROUND`), walls keep the lines that fit them.
+3. **Walls.** :mod:`geoseg.fitting` cuts the rings into walls, each along the direction, across it, or on a line of its
+   own, which costs more: a wall clearly askew is a diagonal wall, a corner cut by the pixel grid is none. The direction
+   is improved by all squared walls at once, and :mod:`geoseg.lines` lets neighbours meet. A wall's place is the mean of
+   all its samples; turning edges about their middles and reconnecting them is the method of Building Regulariser, after
+   RS-building-regularization, and geoai's ``orthogonalize`` aims at the same. None of their code is used. Lokhat and
+   Touya (Journal of Spatial Information Science 13, 2016, https://doi.org/10.5311/JOSIS.2016.13.276) square by least
+   squares over all vertices at once.
+4. **Check.** Where a wall strays from the outline, a corner is put and the ring cut again. A result that is invalid,
+   strays still or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the tolerance. What does
+   not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found, joined by straight lines,
+   or, if that would change its area by twice as much, stays as it is.
 """
 
 from __future__ import annotations

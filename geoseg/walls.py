@@ -1,13 +1,12 @@
-"""The walls of buildings, found in their outlines: where each begins and ends, on which line it lies.
+"""Outlines as samples: which may be corners, and what direction a building has.
 
 1. The outline is sampled about once a pixel. Of a pixel outline these are the middles of its pixels' edges, and lines
    through them have no steps.
 2. Douglas and Peucker's simplification (Cartographica 10, 1973; GEOS's, which keeps polygons valid) says which samples
-   are corners, and so which samples are one wall.
-3. A wall's line is fitted to its samples by least squares of the distances (the principal axis), not drawn from corner
-   to corner: a wall of 30 samples is placed several times more accurately than its two ends are. Samples near the
-   corners, which networks round off, do not count.
-4. The walls' angles modulo 90°, weighted by length, have their peak at the building's direction: the *statistical
+   are clear corners, and, with less tolerance, which may be corners at all.
+3. Lines are fitted to the samples between clear corners by least squares of the distances (the principal axis), but for
+   those near the corners, which networks round off.
+4. The lines' angles modulo 90°, weighted by length, have their peak at the building's direction: the *statistical
    weighting* of walls of Duchêne et al. (Quantitative and qualitative description of building orientation, ICA workshop
    on generalisation, Paris 2003), refined by the circular mean round the peak.
 
