@@ -4,8 +4,8 @@ Each building is looked at alone: a result depends neither on its neighbours nor
 call. What neighbours then do to each other is the matter of :mod:`geoseg.neighbours`.
 
 1. **Direction.** :mod:`geoseg.walls` samples the outline, finds clear corners and, from them, the building's direction.
-2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, or the
-   building is round (:data:`ROUND`), walls keep the lines that fit them.
+2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, or
+   the building is round (:data:`ROUND`), walls keep the lines that fit them.
 3. **Walls.** :mod:`geoseg.fitting` cuts the rings into walls, each along the direction, across it, or on a line of its
    own, which costs more: a wall clearly askew is a diagonal wall, a corner cut by the pixel grid is none. The direction
    is improved by all squared walls at once, and :mod:`geoseg.lines` lets neighbours meet. A wall's place is the mean of
@@ -14,9 +14,9 @@ call. What neighbours then do to each other is the matter of :mod:`geoseg.neighb
    Touya (Journal of Spatial Information Science 13, 2016, https://doi.org/10.5311/JOSIS.2016.13.276) square by least
    squares over all vertices at once.
 4. **Check.** Where a wall strays from the outline, a corner is put and the ring cut again. A result that is invalid,
-   strays still or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the tolerance. What does
-   not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found, joined by straight lines,
-   or, if that would change its area by twice as much, stays as it is.
+   strays still or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the tolerance. What
+   does not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found, joined by straight
+   lines, or, if that would change its area by twice as much, stays as it is.
 """
 
 from __future__ import annotations
