@@ -49,6 +49,8 @@ PRICE = 1.8
 """Squares of the tolerance, times samples, that a wall more must save; see :mod:`geoseg.fitting`."""
 REACH = 2.25
 """Tolerances that new and old outline may be apart."""
+ASTRAY = 1.5
+"""Reaches that a wall's end may leave a sample behind: more is a piece lost."""
 ATTEMPTS = 4
 """How often a building is tried, each time with half the tolerance."""
 ROUNDS = 4
@@ -187,7 +189,7 @@ def _outlines(rings: Rings, sums: Sums, todo: Index, tolerance: Floats, free: Bo
 
 
 def _followed(chosen: _Chosen, sums: Sums, lines: Lines, vertex: Floats, count: Index) -> Bools:
-    """Say which walls are within reach of all candidates that they stand for."""
+    """Say which walls come near enough to all candidates that they stand for."""
     ends = np.cumsum(count)
     after = lines.following()
     start = np.empty((len(lines), 2))
@@ -203,9 +205,10 @@ def _followed(chosen: _Chosen, sums: Sums, lines: Lines, vertex: Floats, count: 
 
     every = np.arange(len(lines))
     corner = sums.xy[lines.end] / UNIT
-    near = np.minimum(away(corner, every), away(corner, after)) <= chosen.reach[lines.ring]
+    limit = ASTRAY * chosen.reach
+    near = np.minimum(away(corner, every), away(corner, after)) <= limit[lines.ring]
     wall, place = chosen.between(lines)
-    far = away(sums.xy[chosen.candidate[place]] / UNIT, wall) > chosen.reach[lines.ring[wall]]
+    far = away(sums.xy[chosen.candidate[place]] / UNIT, wall) > limit[lines.ring[wall]]
     near[wall[far]] = False
     result: Bools = near
     return result
