@@ -171,6 +171,14 @@ outline_options = options(
         show_default=True,
         help="Turn walls that are nearly parallel or at right angles until they are, or only straighten outlines.",
     ),
+    click.option(
+        "--outline",
+        type=click.Choice(["pixel", "subpixel"]),
+        default="pixel",
+        show_default=True,
+        help="What outlines are made from: the pixels' edges, or where the probability passes the threshold between "
+        "pixels.",
+    ),
 )
 
 postgis_options = options(

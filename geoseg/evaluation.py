@@ -24,6 +24,7 @@ _OUTLINES = (
     ("Hausd.\nmean m", "hausdorff_m", ".3f"),
     ("Hausd.\n95 % m", "hausdorff_m_p95", ".3f"),
     ("angle\nmax °", "tangent_angle_deg", ".2f"),
+    ("angle\nmean °", "wall_angle_deg", ".2f"),
 )
 """Title, name in :meth:`PolygonScore.summary`, format."""
 _CITY = re.compile(r"([A-Za-z](?:[A-Za-z-]*[A-Za-z])?)-?\d+")

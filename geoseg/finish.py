@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from geoseg.delivery import (
     without_password,
     write_companions,
 )
+from geoseg.field import Field
 from geoseg.footprints import finish
 from geoseg.gallery import Drawn, Tally
 from geoseg.join import Joiner
@@ -57,7 +59,7 @@ def write_all(
     out = journal.out
     mosaic = planned.mosaic
     failures = [*planned.problems, *_block_failures(planned.tiling, computed)]
-    with Spool(journal.folder / "buildings.sqlite", mosaic.shape[1]) as spool:
+    with ExitStack() as stack, Spool(journal.folder / "buildings.sqlite", mosaic.shape[1]) as spool:
         clock = time.perf_counter()
         tally, lost = _write_rasters(planned, journal, spool, progress, skip=set(computed.failed))
         timings["rasters"] = time.perf_counter() - clock
@@ -66,7 +68,10 @@ def write_all(
         progress.stage("writing footprints", 1)
         drawn = Drawn(planned, tally)
         paths = [out / f"buildings.{name}" for name in settings.format]
-        rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square)
+        chances = None
+        if settings.outline == "subpixel":
+            chances = stack.enter_context(Field.open(out / "probability.tif", 255 * planned.job.threshold))
+        rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square, chances)
         batches = finish(spool.batches(rules.beside_px), mosaic.transform, mosaic.wkt, rules)
         destination = destination_of(settings)
         database = None if destination is None else Database(destination, mosaic.wkt, name_of(planned, settings))

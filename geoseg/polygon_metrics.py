@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import SettingError
 from geoseg.metrics import known, ratio
+from geoseg.wall_angle import wall_angle
 
 Polygons = NDArray[np.object_]
 Floats = NDArray[np.float64]
@@ -203,6 +204,9 @@ def tangent_angle(predicted: Polygons, reference: Polygons, spacing: float = SPA
     After Girard, Smirnov, Solomon and Tarabalka, "Polygonal Building Extraction by Frame Field Learning", CVPR 2021,
     and the code published with it, but that points are projected to the building that was matched, not to
     any building there is. Not symmetric: the reference is not walked.
+
+    It is as published, but for walls :mod:`geoseg.wall_angle` says more: a step whose projections go round a corner
+    counts, where the way round is about as long as the step.
     """
     result = np.full(len(predicted), np.nan)
     for part in _batches(len(predicted)):
@@ -274,6 +278,8 @@ class Matches:
     """Metres."""
     angle: Floats = field(default_factory=_no_floats)
     """Maximum tangent angle error, degrees; NaN where it cannot be told."""
+    wall_angle: Floats = field(default_factory=_no_floats)
+    """Mean angle of walls, degrees; see :mod:`geoseg.wall_angle`."""
     predicted_vertices: Index = field(default_factory=_no_counts)
     """Vertices of the prediction."""
     reference_vertices: Index = field(default_factory=_no_counts)
@@ -379,6 +385,7 @@ class PolygonScore:
             "hausdorff_m_p95": _percentile(pairs.hausdorff, 95),
             "tangent_angle_deg": _mean(angles),
             "tangent_angle_deg_median": _percentile(angles, 50),
+            "wall_angle_deg": _mean(pairs.wall_angle),
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -439,6 +446,7 @@ def compare(
             polis=polis(one, two),
             hausdorff=hausdorff(one, two, spacing),
             angle=tangent_angle(one, two, spacing),
+            wall_angle=wall_angle(one, two, spacing),
             predicted_vertices=vertices(one),
             reference_vertices=vertices(two),
         ),

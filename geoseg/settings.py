@@ -18,11 +18,15 @@ CELL = 5120
 is spent on its halo, and memory hardly grows."""
 CELL_WHOLE = 1536
 """The same for networks that take windows whole: about 3 GB for this one."""
+OUTLINES = ("pixel", "subpixel")
 
 _KINDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "text": (
         (str,),
-        ("model", "aoi", "scheduler", "device", "precision", "engine", "progress", "postgis_table", "postgis_mode"),
+        (
+            *("model", "aoi", "outline", "scheduler", "device", "precision", "engine", "progress"),
+            *("postgis_table", "postgis_mode"),
+        ),
     ),
     "a whole number": ((int,), ("core", "cell", "taper", "workers")),
     "a number": ((int, float), ("threshold", "gsd", "min_area", "min_hole", "simplify")),
@@ -74,6 +78,9 @@ class Settings:
     """Tolerance of the outlines' simplification in metres, 0 for pixel edges; None for one pixel."""
     square: bool = True
     """Straighten walls as wholes, and turn those that are nearly parallel or at right angles until they are."""
+    outline: str = "pixel"
+    """What outlines are made from: ``pixel`` for the pixels' edges, ``subpixel`` for where the probability passes the
+    threshold between pixels."""
     format: tuple[str, ...] = ("gpkg",)
     """Vector formats to write, of ``gpkg``, ``fgb``, ``parquet`` and ``geojson``."""
     postgis: str | None = field(default=None, repr=False)
@@ -115,6 +122,8 @@ class Settings:
         for name in ("core", "cell"):
             if (side := getattr(self, name)) is not None and side < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} px; it must be positive")
+        if self.outline not in OUTLINES:
+            raise SettingError(f"outline {self.outline!r} is not one of {', '.join(OUTLINES)}")
         unknown = set(self.format) - set(FORMATS)
         if unknown or not self.format:
             raise SettingError(f"format {', '.join(sorted(unknown)) or '(none)'}: choose from {', '.join(FORMATS)}")

@@ -3,20 +3,20 @@
 Each building is looked at alone: a result depends neither on its neighbours nor on which buildings come in the same
 call. What neighbours then do to each other is the matter of :mod:`geoseg.neighbours`.
 
-1. **Walls.** :mod:`geoseg.walls` finds the walls in the outline, fits a line to each, and the building's direction.
-2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, the
-   building is round or irregular, and its walls keep the lines that were fitted.
-3. **Snap.** A wall nearly along a direction is turned onto it through its middle. A long wall clearly off is a diagonal
-   wall and keeps its line. A short edge askew is a cut corner and goes. Parallel neighbours nearer than the tolerance
-   become one wall, others are joined by a perpendicular, everything else by intersection. Turning edges about their
-   middles and reconnecting them so is the method of Building Regulariser, after RS-building-regularization; geoai's
-   ``orthogonalize`` aims at the same. None of their code is used; they take a wall's place from two of its points,
-   here it is the mean of all. Lokhat and Touya (Journal of Spatial Information Science 13, 2016,
-   https://doi.org/10.5311/JOSIS.2016.13.276) square by least squares over all vertices at once.
-4. **Check.** Where the new outline strays from the old one, the walls there are left as they were and the rest is done
-   again; a result that is invalid or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the
-   tolerance. What does not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found,
-   joined by straight lines, or, if that would change its area by twice as much, stays as it is.
+1. **Direction.** :mod:`geoseg.walls` samples the outline, finds clear corners and, from them, the building's direction.
+2. **Is it square at all?** Where less than :data:`MIN_SHARE` of the outline runs along the direction or across it, or
+   the building is round (:data:`ROUND`), walls keep the lines that fit them.
+3. **Walls.** :mod:`geoseg.fitting` cuts the rings into walls, each along the direction, across it, or on a line of its
+   own, which costs more: a wall clearly askew is a diagonal wall, a corner cut by the pixel grid is none. The direction
+   is improved by all squared walls at once, and :mod:`geoseg.lines` lets neighbours meet. A wall's place is the mean of
+   all its samples; turning edges about their middles and reconnecting them is the method of Building Regulariser, after
+   RS-building-regularization, and geoai's ``orthogonalize`` aims at the same. None of their code is used. Lokhat and
+   Touya (Journal of Spatial Information Science 13, 2016, https://doi.org/10.5311/JOSIS.2016.13.276) square by least
+   squares over all vertices at once.
+4. **Check.** Where a wall strays from the outline, a corner is put and the ring cut again. A result that is invalid,
+   strays still or changes the area by more than :data:`MAX_AREA_CHANGE` is done again with half the tolerance. What
+   does not succeed in :data:`ATTEMPTS` is given up: the building gets the corners that were found, joined by straight
+   lines, or, if that would change its area by twice as much, stays as it is.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ import shapely
 from numpy.typing import NDArray
 
 from geoseg.errors import SettingError
-from geoseg.walls import MAX_ANGLE, Walls, find_walls
+from geoseg.fitting import UNIT, Cut, Sums, cheapest
+from geoseg.lines import Lines, corners
+from geoseg.walls import Rings, counted, sampled
 
 Polygons = NDArray[np.object_]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
-Point = tuple[float, float]
-Vertex = tuple[Point, int, int]
 
 MIN_SHARE = 0.5
 """Share of an outline that must run along the two directions for the building to be squared."""
 MAX_AREA_CHANGE = 0.05
 """Share of its area by which squaring may change a building."""
-MAX_DIFFERENCE = 0.13
-"""Share of its area in which a small building's new and old outlines may differ. A disc and a square of one size differ
-in 0.18, but for a disc of a few pixels the tolerance alone would not tell."""
-SMALL = 50.0
-"""Squares of the reach; where the tip of a square as large as a disc is farther from it, the reach tells."""
-CUT = 4.0
-"""Tolerances; how long an edge askew may be to be a corner cut by the pixel grid, not a wall. All edges cut at a corner
-may be twice as long together. Whether it was one is seen from the result: a true cut leaves the corner too far off."""
-REACH = 1.5
+ROUND = 0.06
+"""Share of the mean by which the distances of an outline's samples from its middle vary, once it is stretched to be as
+long as it is wide, below which a building is round. Of a circle they do not vary, of a square by 0.11."""
+PRICE = 1.8
+"""Squares of the tolerance, times samples, that a wall more must save; see :mod:`geoseg.fitting`."""
+REACH = 2.25
 """Tolerances that new and old outline may be apart."""
+ASTRAY = 1.5
+"""Reaches that a wall's end may leave a sample behind: more is a piece lost."""
 ATTEMPTS = 4
-"""How often a building is tried, each time with more of its edges left alone, or half the tolerance."""
+"""How often a building is tried, each time with half the tolerance."""
+ROUNDS = 4
+"""How often corners are put where a wall would stray from the outline."""
+BUNCH = 6_000
+"""Candidates for corners that are worked on together; it bounds the memory."""
 GRID = 2.0**-20
 """Pixels that new coordinates are multiples of, so that moving an outline by whole pixels rounds nothing: what is valid
 in one place is valid in any."""
 EPSILON = 1e-9
 """Pixels of rounding."""
 
-_ALONG_U, _ALONG_V, _FREE, _CUT = range(4)
-"""What an edge is: along the direction, across it, a diagonal wall, a cut corner."""
 
-
-def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
+def square_up(polygons: Polygons, tolerance_px: float, *, snap: bool = True, dense: bool = False) -> Polygons:
     """Return squared outlines: one each, valid, none empty, with as many holes as before or as they were.
 
     No guarantee that neighbours stay apart; see :mod:`geoseg.neighbours`.
@@ -74,6 +74,9 @@ def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
         tolerance_px: how far, in pixels, a wall may be from the outline it stands for, and how far apart parallel walls
             may be to become one. No corner of the new outline is farther from the old one, nor a corner found in the
             old one from the new, than :func:`reach_of` says. 0 changes nothing.
+        snap: turn walls that nearly run along the building's direction or across it; without, all keep their own lines.
+        dense: vertices are about a pixel apart and what is to be fitted, as those of :mod:`geoseg.subpixel`; otherwise
+            edges are, and cut into pieces.
 
     Raises:
         SettingError: the tolerance is negative or not a number.
@@ -84,7 +87,8 @@ def square_up(polygons: Polygons, tolerance_px: float) -> Polygons:
     if not len(result) or tolerance_px == 0:
         return result
     corner = np.floor(shapely.bounds(result)[:, :2])
-    return _moved(_squared_at_origin(_moved(shapely.remove_repeated_points(result), -corner), tolerance_px), corner)
+    here = shapely.normalize(_moved(shapely.remove_repeated_points(result), -corner))
+    return _moved(_squared(here, sampled(here, tolerance_px, dense), tolerance_px, snap), corner)
 
 
 def _moved(polygons: Polygons, by: Floats) -> Polygons:
@@ -92,50 +96,28 @@ def _moved(polygons: Polygons, by: Floats) -> Polygons:
     return np.asarray(shapely.transform(polygons, lambda xy: xy + np.repeat(by, sizes, axis=0)), dtype=object)
 
 
-def _squared_at_origin(polygons: Polygons, tolerance_px: float) -> Polygons:
-    """Do the work, where digits are many and the same wherever a building stands."""
-    before = shapely.normalize(polygons)
+def _squared(before: Polygons, rings: Rings, tolerance_px: float, snap: bool) -> Polygons:
+    """Do the work near the origin, where digits are many and the same wherever a building stands."""
     result = before.copy()
-    walls = find_walls(before, tolerance_px)
+    sums = Sums.of(rings.xy, counted(rings.size))
     area = shapely.area(before)
-    left = np.ones(len(result), bool)
-    reach = reach_of(tolerance_px) + EPSILON
     tolerance = np.full(len(result), float(tolerance_px))
     # Where a building is round or irregular, its walls keep their own lines.
-    stays = (walls.share < MIN_SHARE)[walls.owner]
-    known: dict[int, list[Vertex]] = {}
+    free = (rings.share < MIN_SHARE) | (rings.unevenness < ROUND) | (not snap)
     todo = np.arange(len(result))
+    reach = reach_of(tolerance_px) + EPSILON
     for _ in range(ATTEMPTS):
         if not len(todo):
             break
-        todo, after, sources = _squared(walls, todo, tolerance, stays, known)
-        sound = shapely.is_valid(after) & (np.abs(shapely.area(after) - area[todo]) <= MAX_AREA_CHANGE * area[todo])
-        small = np.flatnonzero(sound & (area[todo] <= SMALL * reach**2))
-        common = shapely.area(shapely.intersection(before[todo[small]], after[small]))
-        differs = shapely.area(after[small]) + area[todo[small]] - 2 * common > MAX_DIFFERENCE * area[todo[small]]
-        sound[small[differs]] = False
-        # Such a building is round: its walls keep their lines, unless they do already.
-        round_ = todo[small[differs]]
-        newly = ~_all_stay(walls, stays)[round_]
-        strays = _strays(walls, before[todo], after, todo, sources, stays, reach)
-        far = np.bincount(np.searchsorted(todo, walls.owner[strays]), minlength=len(todo)) > 0
-        good = sound & ~far
-        result[todo[good]] = shapely.normalize(after[good])
-        left[todo[good]] = False
-        stays[strays] = True
-        stays[np.isin(walls.owner, round_)] = True
-        tolerance[todo[~far & ~np.isin(todo, round_[newly])]] /= 2
-        begin, end = walls.polygon_begin[todo[~far]], walls.polygon_begin[todo[~far] + 1]
-        outdated = (np.searchsorted(walls.ring_begin, strays, side="right") - 1).tolist()
-        for pair in zip(begin.tolist(), end.tolist(), strict=True):
-            outdated += range(*pair)
-        for ring in outdated:
-            known.pop(ring, None)
-        todo = todo[~good]
-    coarse, old = walls.coarse[left], before[left]
-    close = np.abs(shapely.area(coarse) - area[left]) <= 2 * MAX_AREA_CHANGE * area[left]
+        made, after = _outlines(rings, sums, todo, tolerance, free)
+        sound = shapely.is_valid(after) & (np.abs(shapely.area(after) - area[made]) <= MAX_AREA_CHANGE * area[made])
+        result[made[sound]] = shapely.normalize(after[sound])
+        todo = np.setdiff1d(todo, made[sound], assume_unique=True)
+        tolerance[todo] /= 2
+    coarse, old = rings.coarse[todo], before[todo]
+    close = np.abs(shapely.area(coarse) - area[todo]) <= 2 * MAX_AREA_CHANGE * area[todo]
     close &= shapely.hausdorff_distance(shapely.boundary(old), shapely.boundary(coarse)) <= reach
-    result[np.flatnonzero(left)[close]] = shapely.normalize(coarse[close])
+    result[todo[close]] = shapely.normalize(coarse[close])
     return result
 
 
@@ -144,271 +126,141 @@ def reach_of(tolerance_px: float) -> float:
     return max(REACH * tolerance_px, 1.0)
 
 
-def _all_stay(walls: Walls, stays: Bools) -> Bools:
-    """Say of which polygons all walls keep their lines."""
-    return np.bincount(walls.owner, ~stays, len(walls.direction)) == 0
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Some rings of :class:`geoseg.walls.Rings`, and what they are to be cut by; arrays with one entry for each."""
+
+    ring: Index
+    owner: Index
+    """Its polygon."""
+    candidate: Index
+    """Candidates of all, ascending."""
+    begin: Index
+    """First candidate."""
+    size: Index
+    """Number of candidates."""
+    price: Floats
+    reach: Floats
+    free: Bools
+
+    @classmethod
+    def of(cls, rings: Rings, todo: Index, tolerance: Floats, free: Bools) -> _Chosen:
+        """Take the rings of some polygons."""
+        many = np.diff(rings.polygon_ring)[todo]
+        ring = np.repeat(rings.polygon_ring[todo], many) + counted(many)
+        owner, size = np.repeat(todo, many), rings.candidates[ring]
+        candidate = rings.candidate[np.repeat(rings.candidate_begin[ring], size) + counted(size)]
+        limit = tolerance[owner]
+        price, reach = PRICE * limit**2, np.maximum(REACH * limit, 1.0)
+        return cls(ring, owner, candidate, np.cumsum(size) - size, size, price, reach, free[owner])
+
+    def between(self, lines: Lines) -> tuple[Index, Index]:
+        """Return the candidates between the ends of walls: the wall, and the place among all candidates, of each."""
+        first, last = (np.searchsorted(self.candidate, one) for one in (lines.begin, lines.end))
+        # A ring's last candidate is its first come again.
+        round_ = self.size[lines.ring] - 1
+        inner = np.maximum((last - first) % round_ - 1, 0)
+        wall = np.repeat(np.arange(len(lines)), inner)
+        begin = self.begin[lines.ring[wall]]
+        return wall, begin + (first[wall] - begin + 1 + counted(inner)) % round_[wall]
 
 
-def _strays(
-    walls: Walls, before: Polygons, after: Polygons, todo: Index, sources: Index, stays: Bools, reach: float
-) -> Index:
-    """Return the edges to leave alone, because old and new outline are too far apart where they are.
-
-    ``sources`` says for each vertex of ``after`` which two old edges, and what was between, it comes from.
-    """
-    old, new = shapely.boundary(before), shapely.boundary(after)
-    shapely.prepare(old)
-    shapely.prepare(new)
-    chosen = np.zeros(len(walls.share), bool)
-    chosen[todo] = True
-    mine = np.flatnonzero(chosen[walls.owner])
-    place = np.searchsorted(todo, walls.owner[mine])
-    lost = mine[~shapely.dwithin(new[place], shapely.points(walls.corner[mine]), reach)]
-    rings, owner = shapely.get_rings(after, return_index=True)
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    vertex = np.append(ring[1:] == ring[:-1], np.zeros(min(len(ring), 1), bool))
-    apart = sources[~shapely.dwithin(old[owner[ring[vertex]]], shapely.points(xy[vertex]), reach)]
-    # What was cut away between two walls comes back first, the longer of two walls last.
-    found = [_shorter(walls, stays, np.stack([walls.previous[lost], lost], axis=1))]
-    direct = walls.following[apart[:, 0]] == apart[:, 1]
-    found.append(_shorter(walls, stays, apart[direct]))
-    for first, last in apart[~direct].tolist():
-        edge = int(walls.following[first])
-        while edge != last:
-            found.append(np.array([edge]))
-            edge = int(walls.following[edge])
-    return np.unique(np.concatenate(found))
+def _outlines(rings: Rings, sums: Sums, todo: Index, tolerance: Floats, free: Bools) -> tuple[Index, Polygons]:
+    """Return which of ``todo`` can be squared, and their new outlines."""
+    chosen = _Chosen.of(rings, todo, tolerance, free)
+    lines, direction = _walls(chosen, sums, rings.direction)
+    axes = lines.axes(sums, direction[chosen.owner[lines.ring]])
+    reach = chosen.reach[lines.ring]
+    vertex, count, near = corners(lines, axes, sums, rings.size[chosen.ring[lines.ring]], reach)
+    vertex = np.rint(vertex / GRID) * GRID
+    near &= _followed(chosen, sums, lines, vertex, count)
+    number = np.repeat(lines.ring, count)
+    fine = np.bincount(number, minlength=len(chosen.ring)) >= 3
+    fine[lines.ring[~near]] = False
+    whole = np.bincount(chosen.owner[~fine], minlength=len(tolerance)) == 0
+    kept = whole[chosen.owner[number]]
+    made = todo[whole[todo]]
+    if not len(made):
+        return made, np.zeros(0, object)
+    ring, place = np.unique(number[kept], return_inverse=True)
+    linear = shapely.linearrings(vertex[kept], indices=place)
+    polygons = shapely.polygons(linear, indices=np.searchsorted(made, chosen.owner[ring]))
+    return made, np.asarray(polygons, dtype=object)
 
 
-def _shorter(walls: Walls, stays: Bools, pairs: Index) -> Index:
-    """Return of each pair of edges the shorter that is not left alone already."""
-    length = walls.length[pairs]
-    length[stays[pairs]] = np.inf
-    return pairs[np.arange(len(pairs)), np.argmin(length, axis=1)]
+def _followed(chosen: _Chosen, sums: Sums, lines: Lines, vertex: Floats, count: Index) -> Bools:
+    """Say which walls come near enough to all candidates that they stand for."""
+    ends = np.cumsum(count)
+    after = lines.following()
+    start = np.empty((len(lines), 2))
+    start[after] = vertex[ends - 1]
+    end = vertex[ends - count]
+
+    def away(points: Floats, wall: Index) -> Floats:
+        along, to = end[wall] - start[wall], points - start[wall]
+        length = (along**2).sum(axis=1)
+        share = np.clip((to * along).sum(axis=1) / np.where(length > 0, length, 1.0), 0, 1)
+        distance: Floats = np.sqrt(((to - along * share[:, None]) ** 2).sum(axis=1))
+        return distance
+
+    every = np.arange(len(lines))
+    corner = sums.xy[lines.end] / UNIT
+    limit = ASTRAY * chosen.reach
+    near = np.minimum(away(corner, every), away(corner, after)) <= limit[lines.ring]
+    wall, place = chosen.between(lines)
+    far = away(sums.xy[chosen.candidate[place]] / UNIT, wall) > limit[lines.ring[wall]]
+    near[wall[far]] = False
+    result: Bools = near
+    return result
 
 
-def _squared(
-    walls: Walls, todo: Index, tolerance: Floats, stays: Bools, known: dict[int, list[Vertex]]
-) -> tuple[Index, Polygons, Index]:
-    """Return which of ``todo`` can be squared, their new outlines, and the two walls each new vertex comes from.
-
-    ``known`` keeps the rings that an earlier attempt has made and that would come out the same.
-    """
-    kinds = np.where(stays, _FREE, _kinds(walls.end - walls.start, tolerance[walls.owner]))
-    begin, first_ring = walls.ring_begin.tolist(), walls.polygon_begin.tolist()
-    rings: list[list[Vertex]] = []
-    begins: list[int] = []
-    owners: list[int] = []
-    made: list[int] = []
-    for polygon, limit in zip(todo.tolist(), tolerance[todo].tolist(), strict=True):
-        numbers = range(first_ring[polygon], first_ring[polygon + 1])
-        for number in numbers:
-            if number not in known:
-                part = slice(begin[number], begin[number + 1])
-                start, end, middle = walls.start[part].tolist(), walls.end[part].tolist(), walls.middle[part].tolist()
-                length = walls.length[part].tolist()
-                ring = _ring(start, end, middle, kinds[part].tolist(), length, limit)
-                # One too small to have walls, as a shaft of two pixels, keeps its lines.
-                known[number] = (
-                    ring if len(ring) >= 3 else _ring(start, end, middle, [_FREE] * len(length), length, limit)
-                )
-        new = [known[number] for number in numbers]
-        if all(len(ring) >= 3 for ring in new):
-            rings += new
-            begins += [begin[number] for number in numbers]
-            owners += [len(made)] * len(new)
-            made.append(polygon)
-    if not made:
-        return todo[:0], np.zeros(0, object), np.zeros((0, 2), np.int64)
-    kept = np.array(made)
-    owner = np.array(owners)
-    sizes = [len(ring) for ring in rings]
-    vertex = np.repeat(kept[owner], sizes)
-    uv = np.array([point for ring in rings for point, _, _ in ring])
-    sources = np.array([(one, other) for ring in rings for _, one, other in ring])
-    sources += np.repeat(begins, sizes)[:, None]
-    xy = np.rint(walls.from_frame(uv, vertex) / GRID) * GRID
-    linear = shapely.linearrings(xy, indices=np.repeat(np.arange(len(rings)), sizes))
-    return kept, np.asarray(shapely.polygons(linear, indices=owner), dtype=object), sources
+def _walls(chosen: _Chosen, sums: Sums, direction: Floats) -> tuple[Lines, Floats]:
+    """Return the walls of rings, and the direction of every polygon, improved."""
+    must = np.zeros(len(chosen.candidate), bool)
+    of = np.repeat(np.arange(len(chosen.ring)), chosen.size)
+    frame = direction[chosen.owner]
+    done: list[Lines] = []
+    todo = np.arange(len(chosen.ring))
+    for attempt in range(ROUNDS):
+        mine = np.isin(of, todo)
+        size, price = chosen.size[todo], chosen.price[todo]
+        cut = _cut(sums, chosen.candidate[mine], size, frame[todo], price, chosen.free[todo], must[mine])
+        lines = Lines.of(sums, Cut(todo[cut.ring], cut.begin, cut.end, cut.kind)).merged(chosen.price, frame)
+        strays = _strays(chosen, sums, lines, lines.axes(sums, frame[lines.ring]))
+        must[strays] = True
+        todo = np.unique(of[strays]) if attempt < ROUNDS - 1 else todo[:0]
+        done.append(lines[~np.isin(lines.ring, todo)])
+        if not len(todo):
+            break
+    parts = [np.concatenate([getattr(one, name) for one in done]) for name in Lines.__dataclass_fields__]
+    order = np.argsort(parts[0], kind="stable")
+    lines = Lines(*(part[order] for part in parts))
+    return lines, lines.directions(chosen.owner[lines.ring], direction)
 
 
-def _kinds(edge: Floats, tolerance: Floats) -> Index:
-    """Say of each edge whether it may be turned to u or v, is a wall of its own, or a cut corner."""
-    du, dv = np.abs(edge).T
-    aside, along = np.minimum(du, dv), np.maximum(du, dv)
-    # Turned about its middle, an edge's ends move by half of what it strays.
-    turns = (aside <= along * math.tan(math.radians(MAX_ANGLE))) & (aside <= 2 * tolerance)
-    short = du**2 + dv**2 <= (CUT * tolerance) ** 2
-    return np.where(turns, np.where(du >= dv, _ALONG_U, _ALONG_V), np.where(short, _CUT, _FREE))
+def _cut(sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools) -> Cut:
+    """Cut rings into walls, some rings at a time; those of one size together, which is fastest."""
+    order = np.argsort(-size, kind="stable")
+    begin = (np.cumsum(size) - size)[order]
+    bunch = (np.cumsum(size[order]) - 1) // BUNCH
+    parts: list[Cut] = []
+    for number in np.unique(bunch):
+        among = bunch == number
+        here = order[among]
+        slots = np.repeat(begin[among], size[here]) + counted(size[here])
+        cut = cheapest(sums, candidate[slots], size[here], direction[here], price[here], free[here], must[slots])
+        parts.append(Cut(here[cut.ring], cut.begin, cut.end, cut.kind))
+    whole = Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cut.__dataclass_fields__))
+    sort = np.argsort(whole.ring, kind="stable")
+    return Cut(whole.ring[sort], whole.begin[sort], whole.end[sort], whole.kind[sort])
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A wall on its way to its new place, made of one old edge or several."""
-
-    kind: int
-    at: float
-    """Its v where it runs along u, its u where it runs along v; of no use for a diagonal wall."""
-    forward: bool
-    """It runs towards larger u (or v)."""
-    length: float
-    low: float
-    """Least v (or u) of its old edges."""
-    high: float
-    """Largest."""
-    start: Point
-    end: Point
-    first: int
-    """Its first old edge."""
-    last: int
-
-
-def _ring(
-    starts: list[Point],
-    ends: list[Point],
-    middles: list[Point],
-    kinds: list[int],
-    lengths: list[float],
-    tolerance: float,
-) -> list[Vertex]:
-    """Return the new vertices of one ring, and the walls each comes from; fewer than three if it cannot be done."""
-    lines = _merged(_lines(starts, ends, middles, kinds, lengths, tolerance), tolerance)
-    if len(lines) < 3:
-        return []
-    new: list[Vertex] = []
-    for line, following in zip(lines, lines[1:] + lines[:1], strict=True):
-        for point in _joint(line, following, tolerance):
-            if not new or math.dist(point, new[-1][0]) > EPSILON:
-                new.append((point, line.last, following.first))
-    if math.dist(new[0][0], new[-1][0]) <= EPSILON:
-        new.pop()
-    return new
-
-
-def _lines(
-    starts: list[Point],
-    ends: list[Point],
-    middles: list[Point],
-    kinds: list[int],
-    lengths: list[float],
-    tolerance: float,
-) -> list[_Line]:
-    """Return the edges without cut corners; cut edges in a row that are long together are a curve and stay."""
-    count = len(starts)
-    begin = next((edge for edge in range(count) if kinds[edge] != _CUT), None)
-    if begin is None:
-        return []
-    lines: list[_Line] = []
-    cut: list[_Line] = []
-    for edge in (*range(begin, count), *range(begin + 1)):
-        start, end = starts[edge], ends[edge]
-        kind = kinds[edge]
-        if kind in (_CUT, _FREE):
-            line = _Line(_FREE, 0.0, True, lengths[edge], 0.0, 0.0, start, end, edge, edge)
-        else:
-            across, ahead = (1, 0) if kind == _ALONG_U else (0, 1)
-            a, b = start[across], end[across]
-            forward = end[ahead] > start[ahead]
-            at, low, high = middles[edge][across], min(a, b), max(a, b)
-            line = _Line(kind, at, forward, lengths[edge], low, high, start, end, edge, edge)
-        if kind == _CUT:
-            cut.append(line)
-            continue
-        if cut and sum(one.length for one in cut) > 2 * CUT * tolerance:
-            lines += cut
-        cut = []
-        lines.append(line)
-    return lines[:-1]
-
-
-def _merged(lines: list[_Line], tolerance: float) -> list[_Line]:
-    """Return the lines with parallel neighbours on one line, also those with a jog less than the tolerance between."""
-    done: list[_Line] = []
-    for line in lines:
-        done.append(line)
-        while _merge_end(done, tolerance):
-            pass
-    # The ring's ends: let its last lines come first, and see whether they belong to what follows.
-    for _ in range(2):
-        if len(done) > 4:
-            done = _rolled(done, tolerance)
-    return done
-
-
-def _rolled(lines: list[_Line], tolerance: float) -> list[_Line]:
-    rolled = lines[1:] + lines[:1]
-    _merge_end(rolled, tolerance)
-    return rolled
-
-
-def _merge_end(lines: list[_Line], tolerance: float) -> bool:
-    """Merge the last line with the one before, or the one before a short jog; say whether it did."""
-    for back in (2, 3):
-        if len(lines) < back:
-            return False
-        one, other = lines[-back], lines[-1]
-        if one.kind != other.kind or one.kind == _FREE:
-            continue
-        if one.forward != other.forward:
-            # There and back again: the tip of a blunt corner.
-            if back == 2 and abs(one.at - other.at) < tolerance and min(one.length, other.length) <= tolerance:
-                lines[-2:] = [one if one.length > other.length else other]
-                return True
-            continue
-        if back == 3 and (lines[-2].kind == _FREE or lines[-2].length > tolerance):
-            continue
-        length = one.length + other.length
-        at = (one.at * one.length + other.at * other.length) / length
-        low, high = min(one.low, other.low), max(one.high, other.high)
-        if abs(one.at - other.at) >= tolerance or high - low > 2 * tolerance:
-            continue
-        at = min(max(at, high - tolerance), low + tolerance)
-        merged = _Line(one.kind, at, one.forward, length, low, high, one.start, other.end, one.first, other.last)
-        lines[-back:] = [merged]
-        return True
-    return False
-
-
-def _joint(line: _Line, following: _Line, tolerance: float) -> list[Point]:
-    """Return the vertices between two lines."""
-    (pu, pv), (qu, qv) = line.end, following.start
-    if line.kind == _FREE and following.kind == _FREE:
-        return _corner(line, following, tolerance)
-    if line.kind == _FREE or following.kind == _FREE:
-        free, fixed, near = (line, following, line.end) if line.kind == _FREE else (following, line, following.start)
-        meeting = _meeting(free, fixed)
-        if meeting is not None and math.dist(meeting, near) <= CUT * tolerance:
-            return [meeting]
-        foot = (near[0], fixed.at) if fixed.kind == _ALONG_U else (fixed.at, near[1])
-        return [near, foot] if free is line else [foot, near]
-    if line.kind != following.kind:
-        return [(following.at, line.at) if line.kind == _ALONG_U else (line.at, following.at)]
-    if line.kind == _ALONG_U:
-        u = (pu + qu) / 2
-        return [(u, line.at), (u, following.at)]
-    v = (pv + qv) / 2
-    return [(line.at, v), (following.at, v)]
-
-
-def _corner(line: _Line, following: _Line, tolerance: float) -> list[Point]:
-    """Return the vertices between two diagonal walls: where they meet, unless that is far from where they end."""
-    (ax, ay), (bx, by) = line.start, line.end
-    (cx, cy), (dx, dy) = following.start, following.end
-    ux, uy, vx, vy = bx - ax, by - ay, dx - cx, dy - cy
-    cross = ux * vy - uy * vx
-    if cross != 0:
-        t = ((cx - ax) * vy - (cy - ay) * vx) / cross
-        meeting = (ax + t * ux, ay + t * uy)
-        if max(math.dist(meeting, line.end), math.dist(meeting, following.start)) <= tolerance:
-            return [meeting]
-    if math.dist(line.end, following.start) <= tolerance:
-        return [((bx + cx) / 2, (by + cy) / 2)]
-    return [line.end, following.start]
-
-
-def _meeting(free: _Line, fixed: _Line) -> Point | None:
-    """Return where a diagonal wall's line meets a squared one."""
-    (u0, v0), (u1, v1) = free.start, free.end
-    if fixed.kind == _ALONG_U:
-        return None if v0 == v1 else (u0 + (u1 - u0) * (fixed.at - v0) / (v1 - v0), fixed.at)
-    return None if u0 == u1 else (fixed.at, v0 + (v1 - v0) * (fixed.at - u0) / (u1 - u0))
+def _strays(chosen: _Chosen, sums: Sums, lines: Lines, axes: Floats) -> Index:
+    """Return of each wall that strays the candidate between its ends that is farthest from its line."""
+    wall, place = chosen.between(lines)
+    away = sums.xy[chosen.candidate[place]] / UNIT - lines.middle[wall]
+    distance = np.abs(away[:, 0] * axes[wall, 1] - away[:, 1] * axes[wall, 0])
+    far = np.flatnonzero(distance > chosen.reach[lines.ring[wall]])
+    far = far[np.lexsort((place[far], -distance[far], wall[far]))]
+    strays: Index = place[far[np.unique(wall[far], return_index=True)[1]]]
+    return strays

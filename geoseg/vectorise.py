@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ import numpy as np
 import shapely
 
 from geoseg.delivery import check_database, database_writer, run_name
-from geoseg.errors import InputError
+from geoseg.errors import InputError, SettingError
+from geoseg.field import Field
 from geoseg.footprints import Footprints, Rules, finish
 from geoseg.formats import check_format, format_of
 from geoseg.join import Joiner
@@ -23,6 +25,7 @@ from geoseg.progress import Progress, open_progress
 from geoseg.settings import Settings
 from geoseg.spool import LARGE, Polygons, Spool
 from geoseg.square import reach_of, square_up
+from geoseg.subpixel import Chances, crossings
 from geoseg.tiling import Tiling
 from geoseg.vector import write_formats
 
@@ -34,30 +37,41 @@ SQUARE = 2.0
 leaves jogs that are no walls, more takes walls that are."""
 
 
-def outline_rules(min_area: float, min_hole: float, simplify_px: float, square: bool = True) -> Rules:
+def outline_rules(
+    min_area: float, min_hole: float, simplify_px: float, square: bool = True, chances: Chances | None = None
+) -> Rules:
     """Return what is left out and how outlines are straightened, from the options' values.
 
-    With a tolerance of 0 outlines are pixel edges, whatever ``square`` says.
+    With a tolerance of 0 outlines stay as they are, whatever ``square`` says.
+
+    Args:
+        min_area: square metres below which a building is dropped.
+        min_hole: square metres below which a hole is filled.
+        simplify_px: tolerance in pixels.
+        square: turn walls that are nearly parallel or at right angles until they are.
+        chances: a probability raster, to begin with sub-pixel outlines; None for pixel outlines.
     """
-    if simplify_px <= 0:
-        return Rules(min_area, min_hole)
+    tolerance = SQUARE * simplify_px
 
     def straighten(polygons: Polygons) -> Polygons:
         return simplify(polygons, simplify_px)
 
-    def squared(polygons: Polygons) -> Polygons:
+    def finer(polygons: Polygons) -> Polygons:
+        return polygons if chances is None else crossings(polygons, chances)
+
+    def best(polygons: Polygons) -> Polygons:
         x0, y0, x1, y1 = shapely.bounds(polygons).T
         small = (x1 - x0 <= LARGE) & (y1 - y0 <= LARGE)
-        best = polygons.copy()
-        best[small] = square_up(polygons[small], tolerance)
-        best[~small] = straighten(polygons[~small])
-        return kept_apart(polygons, best, straighten)
+        outlines = polygons.copy()
+        outlines[small] = square_up(finer(polygons[small]), tolerance, snap=square, dense=chances is not None)
+        outlines[~small] = straighten(polygons[~small])
+        return kept_apart(polygons, outlines, straighten)
 
-    tolerance = SQUARE * simplify_px
-    if not square:
-        return Rules(min_area, min_hole, straighten)
+    if simplify_px <= 0:
+        return Rules(min_area, min_hole, None if chances is None else finer)
     # Two outlines meet when both have moved towards each other as far as they may.
-    return Rules(min_area, min_hole, squared, math.ceil(2 * reach_of(tolerance)) + 2)
+    moves = reach_of(tolerance) + (0.0 if chances is None else 0.5)
+    return Rules(min_area, min_hole, best, math.ceil(2 * moves) + 2)
 
 
 def polygonize_file(
@@ -69,6 +83,7 @@ def polygonize_file(
     min_hole: float = 2.0,
     simplify: float | None = None,
     square: bool = True,
+    outline: str = "pixel",
     postgis: str | None = None,
     postgis_table: str = "buildings",
     postgis_mode: str = "replace",
@@ -89,6 +104,8 @@ def polygonize_file(
         simplify: Metres that outlines may move from the pixels' edges; None for one pixel.
         square: Turn walls that are nearly parallel or at right angles until they are; with False, or where neighbours
             would overlap, outlines are only straightened.
+        outline: What outlines are made from: ``pixel`` for the pixels' edges, ``subpixel`` for where the probability
+            passes the threshold between pixels.
         postgis: A database that gets the buildings, too, when the file is written; this and the next two are as in
             :class:`geoseg.settings.Settings`.
         postgis_table: The table there.
@@ -100,7 +117,7 @@ def polygonize_file(
 
     Raises:
         InputError: The raster cannot be read.
-        SettingError: A setting is wrong.
+        SettingError: A setting is wrong, or asks for sub-pixel outlines of a mask.
         OutputError: The file, or the database, cannot be written.
     """
     import rasterio
@@ -115,6 +132,7 @@ def polygonize_file(
         min_hole=min_hole,
         simplify=simplify,
         square=square,
+        outline=outline,
         postgis=postgis,
         postgis_table=postgis_table,
         postgis_mode=postgis_mode,
@@ -134,8 +152,11 @@ def polygonize_file(
             scale = _probability_scale(dataset, threshold)
     except RasterioIOError as error:
         raise InputError(f"{raster}: cannot be read ({error})") from error
+    finer = outline == "subpixel"
+    if finer and scale is None:
+        raise SettingError(f"{raster}: a mask has no outlines between pixels; give a threshold if it is a probability")
     joiner = Joiner(tiling)
-    with shown, Spool(target.with_name(f".{target.name}.sqlite"), mosaic.shape[1]) as spool:
+    with ExitStack() as stack, shown, Spool(target.with_name(f".{target.name}.sqlite"), mosaic.shape[1]) as spool:
         shown.stage("vectorising", len(tiling), pixels=True)
         for block in tiling:
             read = mosaic.read(block.core)
@@ -154,7 +175,9 @@ def polygonize_file(
             spool.add(joiner.add(*block.index, block.core, parts))
             shown.advance(1, block.core.area)
         spool.add(joiner.finish())
-        rules = outline_rules(min_area, min_hole, tolerance, square)
+        least = (threshold or 0.5) / scale if scale else 0.0
+        chances = stack.enter_context(Field.open(raster, least)) if finer else None
+        rules = outline_rules(min_area, min_hole, tolerance, square, chances)
         batches: Iterator[Footprints] = finish(spool.batches(rules.beside_px), mosaic.transform, mosaic.wkt, rules)
         run = run_name(Path(raster).stem, {**mosaic.identity(), "threshold": threshold}, asdict(checked))
         return write_formats([target], batches, mosaic.wkt, also=database_writer(checked, mosaic.wkt, run)).count

@@ -85,7 +85,7 @@ def test_options_are_the_settings() -> None:
         given = {parameter.name for parameter in main.commands[name].params}
         known = set(Settings.__dataclass_fields__)
         assert given - known <= {"inputs", "out", "as_json", "help"}
-        outcome = {"format", "fresh", "progress", "min_area", "min_hole", "simplify", "square"}
+        outcome = {"format", "fresh", "progress", "min_area", "min_hole", "simplify", "square", "outline"}
         outcome |= {"postgis", "postgis_table", "postgis_mode"}
         assert known - given == (set() if name == "segment" else set(outcome))
 
@@ -237,10 +237,14 @@ def test_polygonize_gives_the_buildings_of_segment(city: Path, narrow_model: Pat
         assert result.stdout == ""
         assert result.stderr.splitlines()[-1] == f"{len(expected)} buildings · {target}"
         assert outlines(target) == expected
-    # With the defaults, too.
+    # With the defaults, too, and between pixels.
     geoseg_("segment", city, "--out", out, *more)
     geoseg_("polygonize", out / "mask.tif", tmp_path / "plain.gpkg")
     assert outlines(tmp_path / "plain.gpkg") == outlines(out / "buildings.gpkg")
+    finer = ("--outline", "subpixel")
+    geoseg_("segment", city, "--out", out, *more, *finer)
+    geoseg_("polygonize", out / "probability.tif", tmp_path / "finer.gpkg", "--threshold", threshold, *finer)
+    assert outlines(tmp_path / "finer.gpkg") == outlines(out / "buildings.gpkg") != outlines(tmp_path / "plain.gpkg")
 
 
 # --- sample

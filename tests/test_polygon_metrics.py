@@ -600,7 +600,7 @@ def test_folders_sum_up(tmp_path: Path) -> None:
     assert result.polygons["per_city"]["austin"].summary()["hausdorff_m"] == pytest.approx(0.5, rel=1e-3)
     found, outlines = result.polygon_tables()
     assert [[row[0] for row in rows] for rows in found[1:]] == [list(offset), ["austin", "vienna"], ["total"]]
-    assert {len(row) for rows in outlines for row in rows} == {9}
+    assert {len(row) for rows in outlines for row in rows} == {10}
     assert json.loads(json.dumps(result.as_dict(), allow_nan=False))["polygons"]["per_tile"]["vienna1"]["matched"] == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -35,6 +36,8 @@ from geoseg.predict import Predictor, Scaling, whole_image
 from geoseg.progress import Progress
 from geoseg.segment import segment
 from geoseg.settings import Settings
+from geoseg.square import reach_of
+from geoseg.vectorise import SQUARE
 
 ROOT = Path(__file__).resolve().parents[1]
 PIXEL_EDGES = {"simplify": 0.0, "min_area": 0.0, "min_hole": 0.0}
@@ -354,9 +357,27 @@ def test_simplified_outlines_stay_near_the_pixels(finished: Path, city: Path, na
     plain = gpd.read_file(finished / "buildings.gpkg", layer="buildings")
     assert plain.geometry.is_valid.all()
     assert len(plain) == len(edges)
-    assert (plain.geometry.count_coordinates() <= edges.geometry.count_coordinates()).all()
-    assert plain.geometry.count_coordinates().sum() < edges.geometry.count_coordinates().sum()
+    moved = shapely.hausdorff_distance(plain.geometry.to_numpy(), edges.geometry.to_numpy())
+    # In metres: what squaring may do with a tolerance of one pixel of 0.5 m.
+    assert 0 < moved.max() <= 0.5 * (reach_of(SQUARE) + 1.0)
     assert plain["area_m2"].sum() == pytest.approx(edges["area_m2"].sum(), rel=0.1)
+
+
+def test_options_of_outlines_compute_no_block_again(finished: Path, city: Path, narrow_model: Path) -> None:
+    made = []
+    for options in (
+        {"outline": "pixel"},
+        {"outline": "subpixel"},
+        {"square": False},
+        {"outline": "subpixel", "simplify": 0.0},
+    ):
+        result = segment(city, finished, model=str(narrow_model), **small(**{"simplify": 0.5, **options}))
+        assert result.run["counts"]["blocks_computed"] == 0
+        assert result.run["settings"]["outline"] == options.get("outline", "pixel")
+        layer = gpd.read_file(finished / "buildings.gpkg", layer="buildings")
+        assert layer.geometry.is_valid.all()
+        made.append(layer.geometry.to_wkb().tolist())
+    assert all(one != other for one, other in itertools.combinations(made, 2))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ MODEL_FILES = "Models, or any name (*)"
 """Filter of files; without one, QGIS wants a dot in the name, which names of shipped models have not."""
 CORNERS = ("As geoseg does by default", "Right angles where walls are nearly so", "As they were found")
 _CORNER_OPTIONS = ("", "--square", "--no-square")
+EDGES = ("As geoseg does by default", "Where the probability passes the threshold, between pixels", "Edges of pixels")
+_EDGE_OPTIONS = ("", "--outline=subpixel", "--outline=pixel")
 
 
 class Algorithm(QgsProcessingAlgorithm):
@@ -166,13 +168,16 @@ class Algorithm(QgsProcessingAlgorithm):
         self.add_number("MIN_AREA", "Leave out buildings smaller than (m²)")
         self.add_number("MIN_HOLE", "Close holes smaller than (m²)")
         self.add_number("SIMPLIFY", "Outlines may move by (m; 0 keeps pixel edges)", advanced=True)
+        self.advanced(QgsProcessingParameterEnum("EDGES", "Outlines are made from", list(EDGES), defaultValue=0))
 
     def outlines(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[str]:
         """Return the options that shape outlines."""
         corners = _CORNER_OPTIONS[self.parameterAsEnum(parameters, "CORNERS", context)]
+        edges = _EDGE_OPTIONS[self.parameterAsEnum(parameters, "EDGES", context)]
         return [
             *self.options(parameters, context, MIN_AREA="--min-area", MIN_HOLE="--min-hole", SIMPLIFY="--simplify"),
             *([corners] if corners else []),
+            *([edges] if edges else []),
         ]
 
     def out_folder(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> Path:
