@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from geoseg.allocator import give_back
 from geoseg.journal import BlockRecord
 from geoseg.tiling import ALIGN, Block, Rect, Tiling, Window, ceil_to
-from geoseg.workers import threads_of_worker
+from geoseg.workers import tell, threads_of_worker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,8 @@ class Job:
     """CPU threads for the network; None to take what the worker has."""
     shrink: int
     """Pixels of the mosaic, along one side, for a pixel of the report's overview."""
+    tells: bool = False
+    """Whether a block tells how far it has come (:func:`geoseg.workers.tell`): its index and its share done."""
 
 
 _predictors: dict[tuple[Any, ...], Predictor] = {}
@@ -119,7 +121,8 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     predictor = predictor_of(job)
     from geoseg.blend import blend
 
-    results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling)
+    share = _Share(index, sum(window.pixels.area for window in windows) * predictor.views) if job.tells else None
+    results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling, share)
     chance = blend(job.tiling, block.core, results, predictor.device)
     mask, grey = judged(chance, wanted, job.threshold)
     del chance
@@ -145,6 +148,19 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     del pixels, results, mask, grey
     give_back()
     return done
+
+
+class _Share:
+    """Tells the share of a block's pixels that have been through the network, at most every second."""
+
+    def __init__(self, index: tuple[int, int], total: int) -> None:
+        self._index, self._total, self._done, self._last = index, total, 0, time.monotonic()
+
+    def __call__(self, pixels: int) -> None:
+        self._done += pixels
+        if time.monotonic() - self._last >= 1:
+            self._last = time.monotonic()
+            tell((self._index, self._done / self._total))
 
 
 def judged(chance: Tensor, wanted: NDArray[np.bool_], threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:

@@ -124,6 +124,7 @@ class Predictor:
         placed: Any = net.eval().to(self.device)
         self._net: nn.Module = placed.to(memory_format=torch.channels_last)
         self._turn = threading.Lock()
+        self._told: Callable[[int], None] | None = None
         self._streamed = open_engine(engine, self._net, self.device, self.precision, threads)
         # A GPU takes windows whole, and in strips when they do not fit.
         self._strip = 0 if self.device.type == "cuda" else _STRIP_PIXELS
@@ -146,6 +147,7 @@ class Predictor:
         origin: Rect,
         windows: Iterable[Window],
         scaling: Scaling,
+        told: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[Window, Tensor]]:
         """Yield every window with its probabilities, in the order given.
 
@@ -155,6 +157,7 @@ class Predictor:
             origin: Where the arrays lie in the mosaic.
             windows: What to run; only neighbours of the same shape are batched together.
             scaling: From stored values to what the network expects.
+            told: Called with the number of pixels each time that some have been through the network.
 
         Yields:
             ``(window, probability)`` with float32 probabilities of shape ``window.pixels.shape`` on the device.
@@ -163,7 +166,7 @@ class Predictor:
             cuts = [window.pixels.slices(origin) for window in group]
             stored = np.stack([values[:, rows, cols] for rows, cols in cuts])
             known = np.stack([valid[rows, cols] for rows, cols in cuts])
-            yield from zip(group, self._answers(stored, known, scaling), strict=True)
+            yield from zip(group, self._answers(stored, known, scaling, told), strict=True)
 
     def probabilities(
         self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling
@@ -174,9 +177,16 @@ class Predictor:
         """
         return self._answers(values, valid, scaling).cpu().numpy()
 
-    def _answers(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
+    def _answers(
+        self,
+        values: NDArray[np.generic],
+        valid: NDArray[np.bool_],
+        scaling: Scaling,
+        told: Callable[[int], None] | None = None,
+    ) -> Tensor:
         """Return :meth:`probabilities` on the device."""
         with self._turn, torch.inference_mode():
+            self._told = told
             if self.threads is not None:
                 # Set on every call: torch keeps the number of threads per calling thread.
                 torch.set_num_threads(self.threads)
@@ -237,8 +247,11 @@ class Predictor:
         if self._streamed is None or not self._strip:
             return self._chance(self._logits(self._net, rows(0, height)))
         stream = self._streamed.checked(self._net, rows, height, width)
-        answers, at = None, 0
+        answers, at, counted = None, 0, 0
         for start, stop in strips(height, self._strip // width):
+            if self._told is not None and start:
+                self._told((start - counted) * width)
+                counted = start
             part = self._logits(partial(_pushed, stream, stop == height), rows(start, stop))
             if part is None:
                 continue

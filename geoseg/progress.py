@@ -30,6 +30,9 @@ class Progress(AbstractContextManager["Progress"]):
     def advance(self, steps: int = 1, pixels: int = 0) -> None:
         """Count ``steps`` more as done, and the pixels they had."""
 
+    def within(self, share: float) -> None:
+        """Say how much of the steps under way is done, in steps; the next :meth:`advance` takes the place of that."""
+
     def say(self, text: str) -> None:
         """Give one line of information that is no error."""
 
@@ -52,13 +55,13 @@ class Lines(Progress):
         """Write to ``stream``, progress at most every ``every`` seconds."""
         self._stream, self._every = stream, every
         self._stage, self._total, self._done, self._pixels = "", 0, 0, 0
-        self._resumed = 0
+        self._resumed, self._share = 0, 0.0
         self._start = self._last = time.monotonic()
 
     def stage(self, name: str, total: int, *, done: int = 0, pixels: bool = False) -> None:
         """Begin a stage."""
         self._stage, self._total, self._done, self._pixels = name, total, done, 0
-        self._resumed = done
+        self._resumed, self._share = done, 0.0
         self._start = time.monotonic()
         self._event()
 
@@ -66,7 +69,14 @@ class Lines(Progress):
         """Count steps; write a line when the last is old enough or the stage is complete."""
         self._done += steps
         self._pixels += pixels
+        self._share = 0.0
         if self._done >= self._total or time.monotonic() - self._last >= self._every:
+            self._event()
+
+    def within(self, share: float) -> None:
+        """Write a line when the last is old enough."""
+        self._share = share
+        if time.monotonic() - self._last >= self._every:
             self._event()
 
     def say(self, text: str) -> None:
@@ -81,13 +91,13 @@ class Lines(Progress):
         now = time.monotonic()
         self._last = now
         seconds = now - self._start
-        fresh = self._done - self._resumed
-        left = seconds / fresh * (self._total - self._done) if fresh else None
+        fresh = self._done - self._resumed + self._share
+        left = seconds / fresh * (self._total - self._done - self._share) if fresh else None
         self._write(
             {
                 "event": "progress",
                 "stage": self._stage,
-                "done": self._done,
+                "done": self._done + round(self._share, 2) if self._share else self._done,
                 "total": self._total,
                 "pixels_per_second": round(self._pixels / seconds) if seconds and self._pixels else None,
                 "seconds_left": None if left is None else round(left, 1),
@@ -132,10 +142,15 @@ class Bars(Progress):
         seconds = max(time.monotonic() - self._start, 1e-6)
         rate = f"{self._pixels / seconds / 1e6:.2g} Mpx/s" if self._pixels else ""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=steps, rate=rate)
+            self._bar.update(self._task, completed=self._done, rate=rate)
         elif time.monotonic() - self._told > 30:
             self._told = time.monotonic()
             self._console.print(f"  {self._done}/{self._total} {rate}", markup=False)
+
+    def within(self, share: float) -> None:
+        """Move the bar a little."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done + share)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -342,7 +342,9 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
         told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.
         device = planned.job.device if count == 0 else planned.job.device.partition(":")[0]
-        job = replace(planned.job, threads=workers.threads, device=device)
+        job = replace(planned.job, threads=workers.threads, device=device, tells=settings.scheduler is None)
+        under_way = UnderWay(progress)
+        workers.listen(under_way.hear)
         # What comes after the blocks takes a second to import, and this process has little to do until then.
         Thread(target=import_module, args=("geoseg.finish",), name="imports", daemon=True).start()
         outcomes: Iterator[tuple[tuple[int, int], Computed | Left | Exception]]
@@ -366,9 +368,35 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
                 done += 1
                 pixels += outcome.pixels
             progress.advance(1 + len(blank) - told, tiling.core_of(*index).area)
+            under_way.end(index)
             told = len(blank)
         described = workers.description
     return Blocks(done, resumed, failed, pixels, described, len(blank))
+
+
+class UnderWay:
+    """How far the blocks have come that are being computed, for the progress shown."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shares: dict[tuple[int, int], float] = {}
+        self._ended: set[tuple[int, int]] = set()
+
+    def hear(self, told: tuple[tuple[int, int], float]) -> None:
+        """Take what a block tells of itself, in any thread; words that come after its end are too late."""
+        (row, col), share = told
+        if (row, col) not in self._ended:
+            self._shares[row, col] = share
+            self._show()
+
+    def end(self, index: tuple[int, int]) -> None:
+        """Forget a block that is counted as done."""
+        self._ended.add(index)
+        self._shares.pop(index, None)
+        self._show()
+
+    def _show(self) -> None:
+        self._progress.within(sum(list(self._shares.values())))
 
 
 def files_needed(planned: Plan) -> tuple[str, ...]:

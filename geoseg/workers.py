@@ -31,6 +31,8 @@ Job = TypeVar("Job")
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 
+TOPIC = "geoseg"
+"""Of dask's events, what tasks tell while they run."""
 GPU = "GPU"
 """Name of the dask resource that a worker with a GPU declares (``dask worker --resources GPU=1``)."""
 OVERLAP = 2
@@ -74,6 +76,10 @@ class Workers(Protocol):
         """Yield each item with its result, or with the exception that it ended in, as they come."""
         ...
 
+    def listen(self, hear: Callable[[Any], None]) -> None:
+        """Call ``hear``, in any thread, with what tasks :func:`tell` while they run; a cluster's are not heard."""
+        ...
+
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
@@ -91,6 +97,22 @@ def threads_of_worker() -> int | None:
         return int(get_worker().state.nthreads)
     except ValueError:
         return None
+
+
+_hear: Callable[[Any], None] | None = None
+
+
+def tell(what: Any) -> None:
+    """Send something small from a running task to whoever listens (:meth:`Workers.listen`)."""
+    if _hear is not None:
+        _hear(what)
+        return
+    from distributed import get_worker
+
+    try:
+        get_worker().log_event(TOPIC, what)
+    except ValueError:  # nobody could listen
+        return
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,11 @@ class Here:
                 yield item, function(job, item)
             except Exception as error:  # noqa: BLE001  what a task ends in is a result here, as on a cluster
                 yield item, error
+
+    def listen(self, hear: Callable[[Any], None]) -> None:
+        """See :meth:`Workers.listen`."""
+        global _hear
+        _hear = hear
 
 
 class Dask(AbstractContextManager["Dask"]):
@@ -250,6 +277,11 @@ class Dask(AbstractContextManager["Dask"]):
             number = int(self._device.removeprefix("cuda:"))
             return names[number : number + 1]
         return names
+
+    def listen(self, hear: Callable[[Any], None]) -> None:
+        """See :meth:`Workers.listen`; the scheduler of a large cluster has better things to do."""
+        if self._client is not None and self._scheduler is None:
+            self._client.subscribe_topic(TOPIC, lambda event: hear(event[1]))
 
     def map(
         self, function: Callable[[Job, Item], Out], job: Job, items: Iterable[Item]

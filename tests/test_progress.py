@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,3 +186,45 @@ def test_kinds(capsys):
     assert json.loads(captured.err) == {"event": "info", "text": "to stderr"}
     with pytest.raises(SettingError, match=r"'loud' is not one of auto, bar, json, none"):
         open_progress("loud")
+
+
+def test_a_block_under_way_moves_the_line_and_its_end_takes_the_place_of_its_share() -> None:
+    from geoseg.segment import UnderWay
+
+    stream = io.StringIO()
+    shown = Lines(stream, every=0)
+    shown.stage("segmenting", 4)
+    under_way = UnderWay(shown)
+    under_way.hear(((0, 0), 0.25))
+    under_way.hear(([0, 1], 0.5))  # lists, as they come over a network
+    shown.advance(1, 100)
+    under_way.end((0, 0))
+    under_way.hear(((0, 0), 0.75))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["done"] for event in events] == [0, 0.25, 0.75, 1, 1.5]
+    assert events[-1]["total"] == 4
+
+
+def test_a_run_tells_how_far_its_only_block_is(
+    tmp_path: Path, narrow_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single block of some seconds would otherwise look like a program that hangs."""
+    from conftest import blobs, write_tile
+
+    from geoseg import block, predict
+    from geoseg.segment import segment
+
+    heard: list[float] = []
+
+    class Heard(Progress):
+        def within(self, share: float) -> None:
+            heard.append(share)
+
+    monkeypatch.setattr(predict, "_STRIP_PIXELS", 1)
+    monkeypatch.setattr(
+        block._Share, "__init__", lambda self, *a: vars(self).update(_index=a[0], _total=a[1], _done=0, _last=-10.0)
+    )
+    write_tile(tmp_path / "a.tif", blobs((128, 64)))
+    segment(tmp_path / "a.tif", tmp_path / "out", progress=Heard(), model=str(narrow_model), device="cpu")
+    assert heard[0] == 0.25
+    assert heard[-1] == 0
