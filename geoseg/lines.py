@@ -53,6 +53,13 @@ class Lines:
     def __getitem__(self, which: Bools) -> Lines:
         return Lines(**{name: values[which] for name, values in vars(self).items()})
 
+    @classmethod
+    def together(cls, parts: list[Lines]) -> Lines:
+        """Return the walls of all, ring by ring."""
+        whole = {name: np.concatenate([vars(part)[name] for part in parts]) for name in cls.__dataclass_fields__}
+        order = np.argsort(whole["ring"], kind="stable")
+        return cls(**{name: values[order] for name, values in whole.items()})
+
     def following(self) -> Index:
         """Return the next wall of each wall's ring."""
         last = np.append(self.ring[1:] != self.ring[:-1], np.ones(min(len(self), 1), bool))
@@ -71,7 +78,7 @@ class Lines:
             price: of a wall, for each ring.
             direction: ``(rings, 2)``: unit vectors.
         """
-        lines = self
+        lines, done = self, []
         for _ in range(MERGES):
             after = lines.following()
             many = np.bincount(lines.ring, minlength=len(price))[lines.ring]
@@ -92,7 +99,11 @@ class Lines:
             kept[one] = False
             kept[after[one[~adjacent[one]]]] = False
             lines = every[kept]
-        return lines
+            # A ring in which nothing was merged has nothing more to merge.
+            on = np.isin(lines.ring, every.ring[one])
+            done.append(lines[~on])
+            lines = lines[on]
+        return Lines.together([*done, lines])
 
     def _cheaper(self, other: Index, price: Floats, direction: Floats) -> Bools:
         """Say of which walls one line for it and the other one costs less than two."""

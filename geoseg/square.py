@@ -232,9 +232,7 @@ def _walls(chosen: _Chosen, sums: Sums, direction: Floats) -> tuple[Lines, Float
         done.append(lines[~np.isin(lines.ring, todo)])
         if not len(todo):
             break
-    parts = [np.concatenate([getattr(one, name) for one in done]) for name in Lines.__dataclass_fields__]
-    order = np.argsort(parts[0], kind="stable")
-    lines = Lines(*(part[order] for part in parts))
+    lines = Lines.together(done)
     return lines, lines.directions(chosen.owner[lines.ring], direction)
 
 
