@@ -73,8 +73,7 @@ def main() -> None:
             print(cluster.job_script())
             return
         cluster.adapt(minimum_jobs=1, maximum_jobs=given.jobs)
-        core = 6144 if given.gpus else 1536
-        result = geoseg.segment(given.inputs, given.out, scheduler=cluster.scheduler_address, core=core)
+        result = geoseg.segment(given.inputs, given.out, scheduler=cluster.scheduler_address)
     print(f"{result.buildings} buildings in {result.out}", file=sys.stderr)
     sys.exit(0 if result.complete else 1)
 
