@@ -343,9 +343,9 @@ def test_no_worker_ever(cluster: Callable[..., str], monkeypatch: pytest.MonkeyP
     [
         (
             "sys.modules['geoseg'] = None",
-            r"worker tcp://127\.0\.0\.1:\d+ \(w0\) \(and 1 more\) cannot import geoseg \(",
+            r"worker tcp://127\.0\.0\.1:\d+ \(w[01]\) \(and 1 more\) cannot import geoseg \(",
         ),
-        ("import geoseg; geoseg.__version__ = '0.0.9'", r"\(w0\) \(and 1 more\) has geoseg 0\.0\.9; this is geoseg"),
+        ("import geoseg; geoseg.__version__ = '0.0.9'", r"\(w[01]\) \(and 1 more\) has geoseg 0\.0\.9; this is geoseg"),
     ],
 )
 def test_workers_with_another_geoseg_or_none(spoiled: str, words: str, cluster: Callable[..., str]) -> None:
