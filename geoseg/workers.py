@@ -10,10 +10,11 @@ import json
 import logging
 import multiprocessing
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -37,8 +38,9 @@ GPU = "GPU"
 """Name of the dask resource that a worker with a GPU declares (``dask worker --resources GPU=1``)."""
 OVERLAP = 2
 """Blocks at once on a worker: one reads or vectorises while the other has the network."""
-QUEUED = 2
-"""Further blocks waiting for each place, so that no worker idles while a result travels."""
+QUEUED = 3
+"""Blocks under way for each place, so that no worker idles while a result travels. With more than two, dask's scheduler
+keeps those that wait to itself until a place is free, instead of handing them to workers beforehand."""
 NO_PAGE = "127.0.0.1:0"
 """Where dask's status pages go: unless told, port 8787 of every network this machine is on."""
 LOOK_AGAIN_S = 10.0
@@ -171,6 +173,7 @@ class Dask(AbstractContextManager["Dask"]):
             raise SettingError(f"--workers is {workers}; it must be at least 1")
         self._scheduler, self._wanted, self._device = scheduler, workers, device
         self._needs, self._checked = tuple(needs), set[str]()
+        self._told: dict[Any, set[str]] = {}
         self._patience = LOCAL_PATIENCE_S if scheduler is None else PATIENCE_S
         self._stack = ExitStack()
         self._client: Client | None = None
@@ -299,10 +302,13 @@ class Dask(AbstractContextManager["Dask"]):
         client = self._client
         if client is None:
             raise WorkerError("the workers were not started: use 'with Dask(…) as workers'")
-        resources, places = self._places(client)
+        resources, places, addresses = self._places(client)
         looked = monotonic()
         # A task rather than scattered data: if the worker that holds the job dies, the scheduler makes it again.
         held = client.submit(_same, job, pure=False, retries=3, resources=resources)
+        self._spread(client, held, addresses)
+        # One group of tasks to the scheduler, in whatever batches they come.
+        name, numbers = f"{function.__name__}-{uuid.uuid4().hex}", count()
         waiting = iter(items)
         running: dict[Any, Item] = {}
         pool = as_completed(loop=client.loop)
@@ -311,7 +317,8 @@ class Dask(AbstractContextManager["Dask"]):
             batch = list(islice(waiting, max(0, places * QUEUED - len(running))))
             if batch:
                 # One message for all: a message for each costs scheduler and driver a millisecond of their one core.
-                futures = client.map(function, [held] * len(batch), batch, pure=False, resources=resources)
+                keys = [(name, number) for number in islice(numbers, len(batch))]
+                futures = client.map(function, [held] * len(batch), batch, key=keys, resources=resources)
                 running.update(zip((future.key for future in futures), batch, strict=True))
                 pool.update(futures)
 
@@ -328,12 +335,21 @@ class Dask(AbstractContextManager["Dask"]):
             while some:
                 yield running.pop(some.pop(0).key), results.pop(0)
             if monotonic() - looked > LOOK_AGAIN_S:
-                resources, places = self._places(client)
+                resources, places, addresses = self._places(client)
+                self._spread(client, held, addresses)
                 looked = monotonic()
             refill()
 
-    def _places(self, client: Client) -> tuple[dict[str, float] | None, int]:
-        """Return the resource that tasks ask for, and how many run at once."""
+    def _spread(self, client: Client, held: Future, addresses: set[str]) -> None:
+        """Give the job to every worker: the scheduler hands tasks to those that have what they need, and no other."""
+        new = addresses - self._told.get(held.key, set())
+        if new:
+            with suppress(Exception):  # of a worker that dies meanwhile; those that have no job fetch it
+                client.replicate([held], workers=list(addresses))
+            self._told = {held.key: addresses}
+
+    def _places(self, client: Client) -> tuple[dict[str, float] | None, int, set[str]]:
+        """Return the resource that tasks ask for, how many run at once, and the workers' addresses."""
         known = client.scheduler_info(n_workers=-1)["workers"]
         if not known:
             known = self._awaited(client)
@@ -345,8 +361,8 @@ class Dask(AbstractContextManager["Dask"]):
             self._checked.update(usable)
         if any(gpus.values()):
             # Half a GPU each: two blocks share it in turns (see OVERLAP).
-            return {GPU: 1 / OVERLAP}, max(1, int(sum(gpus.values()) * OVERLAP))
-        return None, max(1, sum(worker["nthreads"] for worker in usable.values()))
+            return {GPU: 1 / OVERLAP}, max(1, int(sum(gpus.values()) * OVERLAP)), set(usable)
+        return None, max(1, sum(worker["nthreads"] for worker in usable.values())), set(usable)
 
     def _awaited(self, client: Client) -> dict[str, Any]:
         """Wait for the first worker."""

@@ -55,6 +55,11 @@ def worker_name(_job: None, item: int) -> str:
     return str(get_worker().name)
 
 
+def slow_worker_name(seconds: float, item: int) -> str:
+    time.sleep(seconds)
+    return worker_name(None, item)
+
+
 def surroundings(_job: None, _item: int) -> tuple[str | None, int | None]:
     from distributed import get_worker
 
@@ -338,9 +343,9 @@ def test_no_worker_ever(cluster: Callable[..., str], monkeypatch: pytest.MonkeyP
     [
         (
             "sys.modules['geoseg'] = None",
-            r"worker tcp://127\.0\.0\.1:\d+ \(w0\) \(and 1 more\) cannot import geoseg \(",
+            r"worker tcp://127\.0\.0\.1:\d+ \(w[01]\) \(and 1 more\) cannot import geoseg \(",
         ),
-        ("import geoseg; geoseg.__version__ = '0.0.9'", r"\(w0\) \(and 1 more\) has geoseg 0\.0\.9; this is geoseg"),
+        ("import geoseg; geoseg.__version__ = '0.0.9'", r"\(w[01]\) \(and 1 more\) has geoseg 0\.0\.9; this is geoseg"),
     ],
 )
 def test_workers_with_another_geoseg_or_none(spoiled: str, words: str, cluster: Callable[..., str]) -> None:
@@ -393,6 +398,18 @@ def test_a_job_travels_to_a_worker_once(pair: Dask) -> None:
     assert len(most) == 2
     # Once from the driver to the worker that holds it, once from there to the other.
     assert max(most.values()) <= 2
+
+
+@pytest.mark.parametrize("resources", ["[{}, {}, {}, {}]", '[{"GPU": 1}, {"GPU": 1}, {"GPU": 1}, {"GPU": 1}]'])
+@pytest.mark.parametrize("items", [8, 40])
+def test_work_is_shared_evenly(resources: str, items: int, cluster: Callable[..., str]) -> None:
+    """Left to itself, the scheduler gives all to the one worker that has the job."""
+    with Dask(scheduler=cluster(resources)) as workers:
+        assert len(dict(workers.map(worker_name, None, range(4)))) == 4
+        names = list(dict(workers.map(slow_worker_name, 0.1, range(items))).values())
+    shares = [names.count(f"w{number}") for number in range(4)]
+    assert sum(shares) == items
+    assert max(shares) <= items / 4 + 3
 
 
 def test_results_come_together_up_to_a_limit() -> None:
