@@ -337,7 +337,9 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     alone = settings.scheduler is None and settings.workers is None and len(first) == 1
     count = 0 if alone else settings.workers
     needs = files_needed(planned) if settings.scheduler else ()
-    with open_workers(scheduler=settings.scheduler, workers=count, device=settings.device, needs=needs) as workers:
+    with open_workers(
+        scheduler=settings.scheduler, workers=count, device=settings.device, needs=needs, tasks=total - resumed
+    ) as workers:
         progress.stage("segmenting", total, done=resumed + len(blank), pixels=True)
         told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.

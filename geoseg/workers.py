@@ -154,6 +154,7 @@ class Dask(AbstractContextManager["Dask"]):
         workers: int | None = None,
         device: str = "auto",
         needs: Iterable[str] = (),
+        tasks: int | None = None,
     ) -> None:
         """Say what is wanted; nothing starts before the ``with``.
 
@@ -163,6 +164,7 @@ class Dask(AbstractContextManager["Dask"]):
             workers: Number of local worker processes; by default one per GPU, or one per eight CPU cores.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``: whether local workers get a GPU each.
             needs: Files that every worker of a running cluster must see.
+            tasks: How many there are at most: fewer workers than a machine has room for then take more cores each.
 
         Raises:
             SettingError: Both a scheduler and a number of workers, or fewer than one worker.
@@ -172,6 +174,7 @@ class Dask(AbstractContextManager["Dask"]):
         if workers is not None and workers < 1:
             raise SettingError(f"--workers is {workers}; it must be at least 1")
         self._scheduler, self._wanted, self._device = scheduler, workers, device
+        self._tasks = tasks
         self._needs, self._checked = tuple(needs), set[str]()
         self._told: dict[Any, set[str]] = {}
         self._patience = LOCAL_PATIENCE_S if scheduler is None else PATIENCE_S
@@ -234,7 +237,7 @@ class Dask(AbstractContextManager["Dask"]):
         from distributed.deploy.spec import SpecCluster
 
         gpus = self._gpus()
-        count = self._wanted or len(gpus) or max(1, cores() // CORES_PER_WORKER)
+        count = self._wanted or len(gpus) or max(1, min(cores() // CORES_PER_WORKER, self._tasks or cores()))
         self.threads = max(1, cores() // count)
         common = {
             "nthreads": OVERLAP,
@@ -434,10 +437,11 @@ def open_workers(
     workers: int | None = None,
     device: str = "auto",
     needs: Iterable[str] = (),
+    tasks: int | None = None,
 ) -> AbstractContextManager[Workers]:
-    """Return the workers that the options ask for; 0 workers means this process."""
+    """Return the workers that the options ask for; 0 workers means this process. Arguments as of :class:`Dask`."""
     from contextlib import nullcontext
 
     if workers == 0 and scheduler is None:
         return nullcontext(Here())
-    return Dask(scheduler=scheduler, workers=workers, device=device, needs=needs)
+    return Dask(scheduler=scheduler, workers=workers, device=device, needs=needs, tasks=tasks)

@@ -15,8 +15,8 @@ Scenes are synthetic cities (:mod:`geoseg.sample`), whose truth is exact, with t
 ``--real`` adds the model's answer to real imagery. Truth is there only as a raster, so its outlines are traced and
 simplified by our own code: its vertices and angles favour our simplified outlines, and only PoLiS and IoU say much.
 
-The settings of our own methods were chosen on the cities of seeds 1 to 4; that outlines begin at pixels' edges by default,
-on those of seeds 11 to 14 and on the real scenes.
+The settings of our own methods were chosen on the cities of seeds 1 to 4; that outlines begin at pixels' edges by
+default, on those of seeds 11 to 14 and on the real scenes.
 
 ``--peers`` names a folder with buildingregulariser, geoai-py and what they import, installed by ``pip install --no-deps
 --target``. samgeo's functions of the same names are copies of geoai's, or call Building Regulariser.
