@@ -103,4 +103,4 @@ class AreaHistogram:
         high = self.edges[index] if index < self.edges.size else max(self._max, self.HIGH)
         if low <= 0:
             return float(np.clip(inside * high, self._min, self._max))
-        return float(np.clip(low * math.exp(inside * (math.log(high) - math.log(low))), self._min, self._max))
+        return float(np.clip(math.exp(math.log(low) * (1 - inside) + math.log(high) * inside), self._min, self._max))

@@ -25,6 +25,10 @@ from geoseg.tiling import ALIGN
 from geoseg.unet import ConvRelu, UNet11, UNet16
 
 
+COARSE = 2
+"""Level of the encoder, 0 for the finest, from which each convolution keeps rows of its own."""
+
+
 class _Pieces:
     """Rows that wait, in the pieces that they came in, counted from the top of the image."""
 
@@ -323,8 +327,11 @@ class Network:
             else:
                 # Upsampling comes before the convolution: half of its answer would wait at twice the resolution.
                 after, half = [_Beside(engine, skip), *_block(engine, decoder)], False
-            level = _Level(engine, self._levels[number], skip, aside if half else None, inner)
-            inner = _Chain([level, *after])
+            convs = self._levels[number]
+            # Where a strip has few rows, what the convolutions would compute again is more than what copying costs.
+            alone: list[Step] = [_Convs(engine, [(conv, True)]) for conv in convs] if number >= COARSE else []
+            level = _Level(engine, [] if alone else convs, skip, aside if half else None, inner)
+            inner = _Chain([*alone, level, *after])
         return inner
 
 

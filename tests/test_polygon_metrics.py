@@ -623,4 +623,5 @@ def test_sample_city(tmp_path: Path) -> None:
     assert figures["polis_m_median"] < 0.15  # half a pixel
     again = evaluate(traced, sample / "truth/tile_0_0.tif").polygons["total"]["total"]
     assert again.precision == 1
-    assert again.summary()["polis_m"] == pytest.approx(0, abs=1e-6)
+    # The mask's own outlines are only simplified; the command's are cut into walls.
+    assert again.summary()["polis_m"] < 0.15
