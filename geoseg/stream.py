@@ -24,7 +24,6 @@ from geoseg.layers import Engine, Rows
 from geoseg.tiling import ALIGN
 from geoseg.unet import ConvRelu, UNet11, UNet16
 
-
 COARSE = 2
 """Level of the encoder, 0 for the finest, from which each convolution keeps rows of its own."""
 
