@@ -5,16 +5,20 @@
 Starts `dask scheduler` and `dask worker --nthreads 1` processes and runs `geoseg.segment` with their scheduler on a
 square cut out of the images' centre, in blocks of --core. Each cluster does a few blocks before it is timed, so that
 every worker has loaded the network. Prints seconds from the first block to the last for one and for two workers, their
-ratio, and whether both wrote the same bytes. A machine needs two free cores for this to say anything.
+ratio, and whether both wrote the same bytes; and what each worker had of a core meanwhile: below 1.0 it waited, for
+blocks or, on a machine that others use too, for the core. What the machine itself allows is printed first: the bare
+network in two processes of one thread against one.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import rasterio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
@@ -46,6 +50,45 @@ def cut(images: list[str], size: int, path: Path) -> Path:
     return path
 
 
+def spent(cluster: Cluster) -> list[float]:
+    """Return the CPU seconds that each worker has used."""
+    times = [psutil.Process(worker.pid).cpu_times() for worker in cluster.workers]
+    return [item.user + item.system for item in times]
+
+
+BARE = """
+import sys, time, torch
+from geoseg.checkpoint import load_model
+torch.set_num_threads(1)
+net = load_model(sys.argv[1] or None).build().eval().to(memory_format=torch.channels_last)
+pixels = torch.rand(1, 3, 448, 448).contiguous(memory_format=torch.channels_last)
+with torch.inference_mode():
+    net(pixels)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start = time.perf_counter()
+    for _ in range(8):
+        net(pixels)
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+def bare(count: int, model: str | None) -> float:
+    """Return the seconds that some processes of one thread take for the same number of windows each."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BARE, model or ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(count)
+    ]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0]) for process in processes)
+
+
 def main() -> None:
     """Print the two times and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,6 +97,8 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=192)
     parser.add_argument("--model")
     given = parser.parse_args()
+    one, two = bare(1, given.model), bare(2, given.model)
+    print(f"the machine  bare network, twice the work in two processes: {2 * one / two:.2f} times as fast", flush=True)
     seconds, results = {}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -64,6 +109,7 @@ def main() -> None:
             cluster = Cluster(folder / f"cluster{count}").start(count)
             try:
                 for image in (warm, crop):
+                    before = spent(cluster)
                     result = segment(
                         image,
                         folder / f"out{count}",
@@ -74,12 +120,15 @@ def main() -> None:
                         fresh=True,
                         progress="none",
                     )
+                share = [(b - a) / result.run["timings"]["blocks"] for a, b in zip(before, spent(cluster), strict=True)]
             finally:
                 cluster.stop()
             seconds[count] = result.run["timings"]["blocks"]
             results[count] = [(folder / f"out{count}" / file).read_bytes() for file in FILES]
             blocks = result.run["counts"]["blocks_computed"]
-            print(f"{count} worker{'s' if count > 1 else ''}   {blocks} blocks   {seconds[count]:7.2f} s", flush=True)
+            shares = ", ".join(f"{value:.2f}" for value in share)
+            named = f"{count} worker{'s' if count > 1 else ''}"
+            print(f"{named}   {blocks} blocks   {seconds[count]:7.2f} s   {shares} of a core", flush=True)
     equal = "the same bytes" if results[1] == results[2] else "DIFFERENT results"
     print(f"speed-up   {seconds[1] / seconds[2]:.2f}   {equal}")
     sys.exit(results[1] != results[2])
