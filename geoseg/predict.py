@@ -32,7 +32,7 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
-_STRIP_PIXELS = 3 << 18
+_STRIP_PIXELS = 3 << 17
 """Pixels that enter a streamed network at once: enough for the coarsest level to have some rows."""
 _ROUNDING = 1e-3  # how far half precision may leave [0, 1]
 
