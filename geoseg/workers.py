@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from threading import Thread
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -45,6 +46,9 @@ NO_PAGE = "127.0.0.1:0"
 """Where dask's status pages go: unless told, port 8787 of every network this machine is on."""
 LOOK_AGAIN_S = 10.0
 """How often to ask for the number of workers, since clusters grow and shrink."""
+HOLDERS, SPREAD_S = 64, 10.0
+"""Workers that get the job before the work begins, and the longest wait for them: told to copy it to a thousand at once,
+dask's scheduler was seen to come to no end."""
 TOGETHER_BYTES, MANY = 32_000_000, 64
 """Results are fetched together up to these many bytes and results: what the driver holds at once."""
 PATIENCE_S, LOCAL_PATIENCE_S = 600.0, 120.0
@@ -344,12 +348,19 @@ class Dask(AbstractContextManager["Dask"]):
             refill()
 
     def _spread(self, client: Client, held: Future, addresses: set[str]) -> None:
-        """Give the job to every worker: the scheduler hands tasks to those that have what they need, and no other."""
-        new = addresses - self._told.get(held.key, set())
-        if new:
-            with suppress(Exception):  # of a worker that dies meanwhile; those that have no job fetch it
-                client.replicate([held], workers=list(addresses))
-            self._told = {held.key: addresses}
+        """Give the job to several workers before the work begins; the others fetch it with their first block.
+
+        The scheduler hands a task to a worker that has what it needs, however busy that one is, unless it keeps a queue
+        of its own (see :data:`QUEUED`), which it does not for few tasks or for tasks that ask for a GPU.
+        """
+        wanted = set(sorted(addresses)[:HOLDERS])
+        if wanted <= self._told.get(held.key, set()):
+            return
+        self._told = {held.key: wanted}
+        # Beside this thread and not for long: nothing depends on it but how evenly the first blocks are shared.
+        helper = Thread(target=_replicate, args=(client, held, wanted), name="spread", daemon=True)
+        helper.start()
+        helper.join(SPREAD_S)
 
     def _places(self, client: Client) -> tuple[dict[str, float] | None, int, set[str]]:
         """Return the resource that tasks ask for, how many run at once, and the workers' addresses."""
@@ -425,6 +436,11 @@ def _address(given: str) -> str:
             f"{given}: cannot be read as a scheduler file ({reason}); "
             f"'dask scheduler --scheduler-file {given}' writes it"
         ) from error
+
+
+def _replicate(client: Client, held: Future, addresses: set[str]) -> None:
+    with suppress(Exception):  # a worker that dies meanwhile
+        client.replicate([held], workers=list(addresses))
 
 
 def _same(job: Job) -> Job:
