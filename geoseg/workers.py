@@ -47,8 +47,8 @@ NO_PAGE = "127.0.0.1:0"
 LOOK_AGAIN_S = 10.0
 """How often to ask for the number of workers, since clusters grow and shrink."""
 HOLDERS, SPREAD_S = 64, 10.0
-"""Workers that get the job before the work begins, and the longest wait for them: told to copy it to a thousand at once,
-dask's scheduler was seen to come to no end."""
+"""Workers that get the job before the work begins, and the longest wait for them: told to copy it to a thousand at
+once, dask's scheduler was seen to come to no end."""
 TOGETHER_BYTES, MANY = 32_000_000, 64
 """Results are fetched together up to these many bytes and results: what the driver holds at once."""
 PATIENCE_S, LOCAL_PATIENCE_S = 600.0, 120.0
