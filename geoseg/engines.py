@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from geoseg.errors import SettingError
 from geoseg.layers import TorchEngine
 from geoseg.stream import Network
 from geoseg.unet import UNet11, UNet16
-
-if TYPE_CHECKING:
-    pass
 
 ENGINES = ("auto", "torch", "mnn")
 TRIAL = 256

@@ -1,8 +1,8 @@
 """The network's arithmetic by MNN, whose Winograd kernels need a third of the multiplications on a CPU.
 
-MNN (https://github.com/alibaba/MNN, Apache 2.0) is optional: ``pip install "geoseg[fast]"``. Each layer becomes a small
-MNN model (:mod:`geoseg.mnn_layers`), and the rows between layers stay in MNN's own
-layout. :mod:`geoseg.stream` says which rows go where.
+MNN (https://github.com/alibaba/MNN) is optional: ``pip install "geoseg[fast]"``. Each layer becomes a small MNN model
+(:mod:`geoseg.mnn_layers`), and the rows between layers stay in MNN's own layout. :mod:`geoseg.stream` says which rows
+go where.
 """
 
 from __future__ import annotations

@@ -199,6 +199,25 @@ def test_selection_edits_and_extent_bound_the_area(window: dict[str, Any]) -> No
     np.testing.assert_array_equal(valid, everything & expected)
 
 
+@pytest.mark.parametrize(("edges", "outline"), [(0, "pixel"), (1, "subpixel"), (2, "pixel")])
+def test_what_outlines_are_made_from(
+    qgis: Qgis, window: dict[str, Any], tmp_path: Path, edges: int, outline: str
+) -> None:
+    from geoseg.vectorise import polygonize_file
+
+    raster = window["out"] / "whole" / "probability.tif"
+    qgis.algorithm("vectorise", INPUT=raster, THRESHOLD=0.5, EDGES=edges, OUTPUT=tmp_path / "theirs.gpkg")
+    polygonize_file(raster, tmp_path / "ours.gpkg", threshold=0.5, outline=outline)
+    found, expected = (
+        pyogrio.read_dataframe(tmp_path / f"{name}.gpkg", layer="buildings").geometry for name in ("theirs", "ours")
+    )
+    assert len(expected) > 3
+    assert found.to_wkb().tolist() == expected.to_wkb().tolist()
+    other = tmp_path / "other.gpkg"
+    polygonize_file(raster, other, threshold=0.5, outline="pixel" if outline == "subpixel" else "subpixel")
+    assert found.to_wkb().tolist() != pyogrio.read_dataframe(other, layer="buildings").geometry.to_wkb().tolist()
+
+
 def test_vectorise_and_evaluate(qgis: Qgis, window: dict[str, Any], tmp_path: Path) -> None:
     whole = window["out"] / "whole"
     all_of_it = {"CORNERS": 2, "SIMPLIFY": 0, "MIN_AREA": 0, "MIN_HOLE": 0}
