@@ -120,12 +120,14 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     clock = time.perf_counter()
     predictor = predictor_of(job)
     from geoseg.blend import blend
+    from geoseg.lane import room
 
     share = _Share(index, sum(window.pixels.area for window in windows) * predictor.views) if job.tells else None
-    results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling, share)
-    chance = blend(job.tiling, block.core, results, predictor.device)
-    mask, grey = judged(chance, wanted, job.threshold)
-    del chance
+    with room(predictor.device):
+        results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling, share)
+        chance = blend(job.tiling, block.core, results, predictor.device)
+        mask, grey = judged(chance, wanted, job.threshold)
+        del chance
     seconds["predict"] = time.perf_counter() - clock
     clock = time.perf_counter()
     from geoseg.polygonize import block_parts
@@ -173,10 +175,12 @@ def judged(chance: Tensor, wanted: NDArray[np.bool_], threshold: float) -> tuple
     """
     import torch
 
-    asked = torch.from_numpy(wanted).to(chance.device)
+    from geoseg.lane import down, up
+
+    asked = up(wanted, chance.device)
     mask = (chance >= threshold) & asked
     grey = chance.mul(255).round_().to(torch.uint8).mul_(asked)
-    return mask.cpu().numpy(), grey.cpu().numpy()
+    return down(mask), down(grey)  # type: ignore[return-value]
 
 
 def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], list[Window]]:
@@ -245,6 +249,8 @@ def shrunk(values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scali
     """
     low, high = scaling.low, scaling.high
     kind: Any = values.dtype
+    if factor == 1 and kind == np.uint8 and (low, high) == (0, 255):
+        return values if valid.all() else np.where(valid, values, np.uint8(0))  # type: ignore[return-value]
     if kind.kind == "f" or np.iinfo(kind).min < low or np.iinfo(kind).max > high:
         values = np.clip(values.astype(np.float64), low, high)
     count = sums(valid, factor)

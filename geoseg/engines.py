@@ -2,8 +2,10 @@
 
 ``auto`` is torch. MNN chooses its kernels by the number of threads, and its rounding with them, so its results are the
 same to half a grey level only, not to the byte, when the number of threads is another: whoever wants that says so.
-An engine other than torch is compared with torch once, on pixels of the first window that it is given; one that does
-not agree is not used.
+On a GPU torch computes the layers in another arrangement (:mod:`geoseg.gpu_layers`).
+
+Whatever differs from torch's plain layers is compared with them once, on pixels of the first window that it is given;
+an engine that does not agree is not used.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +21,8 @@ from torch import Tensor, nn
 
 from geoseg import mnn
 from geoseg.errors import SettingError
-from geoseg.layers import TorchEngine
+from geoseg.gpu_layers import GpuEngine, scale_for
+from geoseg.layers import Engine, Rows, TorchEngine
 from geoseg.stream import Network
 from geoseg.unet import UNet11, UNet16
 
@@ -27,30 +31,58 @@ TRIAL = 256
 """Pixels, the side of what an engine is compared on."""
 AGREE = 0.5 / 255
 """How far two engines' probabilities may be apart: half a grey level of ``probability.tif``."""
+AGREE_HALF = 4.0
+"""In half precision: how many times as far from float32 as torch's plain layers in the same precision."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Push = Callable[[Tensor, bool], "Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Fast:
+    """An engine, and how pixels and logits get into and out of it."""
+
+    name: str
+    engine: Engine
+    enter: Callable[[Tensor], Rows]
+    leave: Callable[[Rows], Tensor]
+
+    @classmethod
+    def mnn(cls, threads: int) -> Fast:
+        """MNN on the CPU."""
+        engine = mnn.MnnEngine(threads)
+        return cls(
+            "mnn",
+            engine,
+            lambda pixels: engine.rows(pixels.numpy()),
+            lambda rows: torch.from_numpy(engine.array(rows)),
+        )
+
+    @classmethod
+    def gpu(cls, net: nn.Module, precision: str) -> Fast:
+        """The layers of :mod:`geoseg.gpu_layers`, by torch."""
+        engine = GpuEngine(DTYPES[precision], scale_for(net) if precision == "fp16" else 1.0)
+        return cls("torch", engine, engine.rows, engine.logits)
 
 
 class Streamed:
     """A network that takes images over rows."""
 
-    def __init__(self, net: nn.Module, threads: int | None, use_mnn: bool) -> None:
+    def __init__(self, net: nn.Module, fast: Fast | None, precision: str = "fp32") -> None:
         self._plain = Network(net, TorchEngine())
-        self._fast: Network | None = None
-        self._mnn: mnn.MnnEngine | None = None
-        self.name = "torch"
-        if use_mnn:
-            self._mnn = mnn.MnnEngine(threads or torch.get_num_threads())
-            self._fast = Network(net, self._mnn)
-            self.name = "mnn"
-        self._trusted = not use_mnn
+        self._fast = fast
+        self._network = None if fast is None else Network(net, fast.engine)
+        self._precision = precision
+        self.name = "torch" if fast is None else fast.name
+        self._trusted = fast is None
 
     def checked(self, net: nn.Module, rows: Callable[[int, int], Tensor], height: int, width: int) -> Push:
         """Return a function that takes strips of one image and whether they are the last, and returns logits.
 
         Args:
             net: The network as torch runs it.
-            rows: The image's normalised pixels, ``(1, 3, stop - start, width)``.
+            rows: The image's normalised pixels, ``(N, 3, stop - start, width)``.
             height: Rows of the image.
             width: Columns.
         """
@@ -63,22 +95,29 @@ class Streamed:
         return self._push()
 
     def _judge(self, net: nn.Module, trial: Tensor) -> None:
-        """Go back to torch when the other engine's answer for ``trial`` is another."""
-        wanted, found = net(trial), self._push()(trial, True)
-        apart = 1.0 if found is None else float((wanted.sigmoid() - found.sigmoid()).abs().max())
+        """Go back to torch's plain layers when the engine's answer for ``trial`` is another."""
+        kind = trial.device.type
+        with torch.autocast(kind, enabled=False):
+            wanted = net(trial).sigmoid()
+            found = self._push()(trial, True)
+        allowed = AGREE
+        if self._precision != "fp32":
+            with torch.autocast(kind, DTYPES[self._precision]):
+                allowed += AGREE_HALF * float((net(trial).float().sigmoid() - wanted).abs().nan_to_num(1).max())
+        apart = 1.0 if found is None else float((wanted - found.sigmoid()).abs().max())
         self._trusted = True
-        if not apart <= AGREE:  # also when it is not a number
-            self._fast = self._mnn = None
-            self.name = f"torch (mnn is {apart:.2g} off)"
+        if not apart <= allowed:  # also when it is not a number
+            self._fast = self._network = None
+            self.name = f"torch ({'mnn is' if self.name == 'mnn' else 'its fast layers are'} {apart:.2g} off)"
 
     def _push(self) -> Push:
-        if self._fast is None or self._mnn is None:
+        if self._fast is None or self._network is None:
             return self._plain.stream().push
-        stream, engine = self._fast.stream(), self._mnn
+        stream, fast = self._network.stream(), self._fast
 
         def push(pixels: Tensor, last: bool) -> Tensor | None:
-            rows = stream.push(engine.rows(pixels.numpy()), last)
-            return None if rows is None else torch.from_numpy(engine.array(rows))
+            rows = stream.push(fast.enter(pixels), last)
+            return None if rows is None else fast.leave(rows)
 
         return push
 
@@ -110,8 +149,12 @@ def open_engine(
         )
     if not fits:
         return None
+    if device.type == "cuda":
+        return Streamed(net, Fast.gpu(net, precision), precision)
     keep_freed_memory()
-    return Streamed(net, threads, wanted == "mnn")
+    if wanted == "mnn":
+        return Streamed(net, Fast.mnn(threads or torch.get_num_threads()))
+    return Streamed(net, None, precision)
 
 
 def keep_freed_memory() -> None:

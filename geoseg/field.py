@@ -50,6 +50,10 @@ class Field:
         except RasterioError as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the file for itself.
+        return type(self).open, (self.dataset.name, self.threshold)
+
     def __enter__(self) -> Self:
         return self
 

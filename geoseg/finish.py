@@ -1,7 +1,7 @@
 """From finished blocks to the files that a user opens: rasters, footprints, report, ``run.json``.
 
-One pass over the journal, row by row of blocks, feeds both rasters and the join; a second pass over the joined
-buildings writes them. Neither holds more than a row of blocks and a batch of buildings.
+:mod:`geoseg.following` has written the rasters and joined the buildings by then, as the blocks came; a pass over the
+joined buildings writes them. Neither holds more than a row of blocks and a batch of buildings.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ from geoseg.delivery import (
     write_companions,
 )
 from geoseg.field import Field
+from geoseg.following import Following
 from geoseg.footprints import finish
 from geoseg.gallery import Drawn, Tally
-from geoseg.join import Joiner
 from geoseg.journal import Journal
-from geoseg.polygonize import Parts
+from geoseg.processes import how_many, shares
 from geoseg.progress import Progress
 from geoseg.report import write_report
 from geoseg.segment import Blocks, Plan, Result, block_name, crs_name
 from geoseg.settings import Settings
-from geoseg.spool import Spool
 from geoseg.tiling import Tiling
 from geoseg.vector import write_formats
 from geoseg.vectorise import outline_rules
-from geoseg.write import replacing, writing_cog
+from geoseg.write import replacing
 
 LIBRARIES = ("torch", "torchvision", "rasterio", "geopandas", "shapely", "dask", "numpy", "pyogrio")
 
@@ -54,16 +53,18 @@ def write_all(
     progress: Progress,
     timings: dict[str, float],
     started: float,
+    following: Following,
 ) -> Result:
-    """Write every result of a run from its journal; see :func:`geoseg.segment.segment`."""
+    """Write every result of a run whose blocks are there; see :func:`geoseg.segment.segment`."""
     out = journal.out
     mosaic = planned.mosaic
     failures = [*planned.problems, *_block_failures(planned.tiling, computed)]
-    with ExitStack() as stack, Spool(journal.folder / "buildings.sqlite", mosaic.shape[1]) as spool:
-        clock = time.perf_counter()
-        tally, lost = _write_rasters(planned, journal, spool, progress, skip=set(computed.failed))
-        timings["rasters"] = time.perf_counter() - clock
-        failures += [*tally.problems.values(), *lost]
+    clock = time.perf_counter()
+    followed = following.result(progress)
+    tally, spool = followed.tally, followed.spool
+    timings["rasters"] = time.perf_counter() - clock
+    failures += [*tally.problems.values(), *followed.lost]
+    with ExitStack() as stack:
         clock = time.perf_counter()
         progress.stage("writing footprints", 1)
         drawn = Drawn(planned, tally)
@@ -72,7 +73,8 @@ def write_all(
         if settings.outline == "subpixel":
             chances = stack.enter_context(Field.open(out / "probability.tif", 255 * planned.job.threshold))
         rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square, chances)
-        batches = finish(spool.batches(rules.beside_px), mosaic.transform, mosaic.wkt, rules)
+        processes, size = shares(len(spool), how_many(computed.started))
+        batches = finish(spool.batches(rules.beside_px, size), mosaic.transform, mosaic.wkt, rules, processes)
         destination = destination_of(settings)
         database = None if destination is None else Database(destination, mosaic.wkt, name_of(planned, settings))
         written = write_formats(paths, drawn.watch(batches), mosaic.wkt, also=database)
@@ -104,40 +106,6 @@ def write_all(
 def _block_failures(tiling: Tiling, computed: Blocks) -> Iterator[dict[str, str]]:
     for index, message in computed.failed.items():
         yield {"block": block_name(tiling, index), "message": message}
-
-
-def _write_rasters(
-    planned: Plan, journal: Journal, spool: Spool, progress: Progress, *, skip: set[tuple[int, int]]
-) -> tuple[Tally, list[dict[str, str]]]:
-    """Write mask and probability and join the buildings; return counts and blocks that cannot be read."""
-    tiling, geobox, out = planned.tiling, planned.mosaic.geobox, journal.out
-    tally = Tally.of(tiling, planned.job.shrink)
-    joiner = Joiner(tiling)
-    lost: list[dict[str, str]] = []
-    progress.stage("writing rasters", len(tiling), pixels=True)
-    with (
-        writing_cog(out / "mask.tif", geobox, "mask") as mask,
-        writing_cog(out / "probability.tif", geobox, "probability") as probability,
-    ):
-        for row in range(tiling.grid[0]):
-            for col in range(tiling.grid[1]):
-                core = tiling.core_of(row, col)
-                record = journal.get((row, col))
-                progress.advance(1, core.area)
-                if record is None:
-                    if (row, col) not in skip and not planned.mosaic.is_blank(core):
-                        lost.append(
-                            {"block": block_name(tiling, (row, col)), "message": "its stored result does not read"}
-                        )
-                    continue
-                tally.add(core, record)
-                if record.empty:
-                    continue
-                mask.write(core, record.mask, record.valid)
-                probability.write(core, record.probability, record.valid)
-                spool.add(joiner.add(row, col, core, Parts.from_bytes(record.parts)))
-        spool.add(joiner.finish())
-    return tally, lost
 
 
 def _run_facts(

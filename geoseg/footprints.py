@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from shapely import Polygon
 
 from geoseg.aoi import apply_affine
 from geoseg.errors import SettingError
+from geoseg.processes import side_by_side
 from geoseg.spool import Outlines, Polygons
 
 
@@ -68,7 +70,9 @@ class Rules:
                 raise SettingError(f"{name} is {value}; it must be 0 or more square metres")
 
 
-def finish(batches: Iterable[Outlines], affine: Affine, crs: Any, rules: Rules | None = None) -> Iterator[Footprints]:
+def finish(
+    batches: Iterable[Outlines], affine: Affine, crs: str | None, rules: Rules | None = None, processes: int = 1
+) -> Iterator[Footprints]:
     """Turn buildings in pixels into footprints on the map, batch by batch and in the same order.
 
     Small holes are filled, small buildings dropped, outlines simplified, then transformed, measured
@@ -77,26 +81,18 @@ def finish(batches: Iterable[Outlines], affine: Affine, crs: Any, rules: Rules |
     Args:
         batches: in the order in which ids are given.
         affine: from (column, row) to the map.
-        crs: anything :meth:`pyproj.CRS.from_user_input` takes, or None.
-        rules: None drops nothing and simplifies nothing.
+        crs: text that :meth:`pyproj.CRS.from_user_input` takes, or None.
+        rules: None drops nothing and simplifies nothing. With more than one process they must travel to others.
+        processes: how many deal with batches at once; the result does not depend on it.
 
     Raises:
-        SettingError: ``rules.simplify`` returned another number of polygons than it got.
+        SettingError: ``rules.simplify`` returned another number of polygons than it got, or ``crs`` is not understood.
+        WorkerError: A process died.
     """
-    rules = rules or Rules()
-    ruler = Ruler(crs)
+    ruler_of(crs)  # what is wrong with it is told before anything else
+    finished = partial(_finished, affine=affine, crs=crs, rules=rules or Rules())
     count = 0
-    for batch in batches:
-        kept = _simplified(_filtered(batch, affine, ruler, rules), rules)
-        polygons = _on_map(kept.polygons, affine)
-        area, perimeter = ruler.measure(polygons)
-        large = ~(area < rules.min_area_m2)
-        kept, polygons, area, perimeter = (
-            kept[large],
-            polygons[large],
-            area[large],
-            perimeter[large],
-        )
+    for kept, polygons, area, perimeter in side_by_side(finished, batches, processes):
         if not len(kept):
             continue
         yield Footprints(
@@ -107,6 +103,18 @@ def finish(batches: Iterable[Outlines], affine: Affine, crs: Any, rules: Rules |
             probability=np.round(kept.probability_sum / (255 * kept.pixels), 4),
         )
         count += len(kept)
+
+
+def _finished(
+    batch: Outlines, *, affine: Affine, crs: str | None, rules: Rules
+) -> tuple[Outlines, Polygons, NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is kept of a batch, its polygons on the map, their areas and perimeters."""
+    ruler = ruler_of(crs)
+    kept = _simplified(_filtered(batch, affine, ruler, rules), rules)
+    polygons = _on_map(kept.polygons, affine)
+    area, perimeter = ruler.measure(polygons)
+    large = ~(area < rules.min_area_m2)
+    return kept[large].alone(), polygons[large], area[large], perimeter[large]
 
 
 def _filtered(batch: Outlines, affine: Affine, ruler: Ruler, rules: Rules) -> Outlines:
@@ -230,6 +238,12 @@ class Ruler:
         lonlat = np.array(self._to_geodetic.transform(points[:, 0], points[:, 1]))
         lonlat[~np.isfinite(lonlat)] = np.nan
         return lonlat * self._degrees
+
+
+@lru_cache(maxsize=8)
+def ruler_of(crs: str | None) -> Ruler:
+    """Return the ruler of a CRS, made once."""
+    return Ruler(crs)
 
 
 def measure(polygons: Polygons, crs: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -24,11 +24,21 @@ class Layer(Protocol):
         """Return the layer's answer; see :class:`Engine` for how many rows that is."""
 
 
+class Added(Protocol):
+    """A layer whose answer something is added to."""
+
+    def __call__(self, rows: Rows, addend: Rows, /) -> Rows:
+        """Return the sum, and zero where it is negative; see :class:`Engine` for how many rows that is."""
+
+
 class Engine(Protocol):
     """Who does the arithmetic."""
 
     def conv(self, layer: nn.Conv2d, relu: bool) -> Layer:
         """A convolution of stride one: no padding above and below, its own padding left and right."""
+
+    def conv_added(self, layer: nn.Conv2d) -> Added:
+        """The same, to whose answer something is added, with ReLU."""
 
     def double(self, layer: nn.Module) -> Layer:
         """An upsampling by two with ReLU where it is a transposed convolution: ``n`` rows to ``2 n``."""
@@ -47,9 +57,6 @@ class Engine(Protocol):
 
     def beside(self, first: Rows, second: Rows) -> Rows:
         """Put the channels of the second behind those of the first."""
-
-    def added(self, first: Rows, second: Rows) -> Rows:
-        """Return the sum, and zero where it is negative; the first may be overwritten."""
 
     def blank(self, like: Rows) -> Rows:
         """Return one row of zeros, as wide and with as many channels as ``like``."""
@@ -71,6 +78,11 @@ class TorchEngine:
             return answer.relu_() if relu else answer
 
         return apply
+
+    def conv_added(self, layer: nn.Conv2d) -> Added:
+        """See :class:`Engine`."""
+        conv = self.conv(layer, False)
+        return lambda rows, addend: conv(rows).add_(addend).relu_()
 
     def double(self, layer: nn.Module) -> Layer:
         """See :class:`Engine`."""
@@ -97,10 +109,6 @@ class TorchEngine:
     def beside(self, first: Tensor, second: Tensor) -> Tensor:
         """See :class:`Engine`."""
         return torch.cat([first, second], 1)
-
-    def added(self, first: Tensor, second: Tensor) -> Tensor:
-        """See :class:`Engine`."""
-        return first.add_(second).relu_()
 
     def blank(self, like: Tensor) -> Tensor:
         """See :class:`Engine`."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geoseg.errors import ModelError
-from geoseg.layers import Layer, Rows
+from geoseg.layers import Added, Layer, Rows
 from geoseg.mnn_layers import write_layer
 from geoseg.tiling import ceil_to
 
@@ -90,6 +90,11 @@ class MnnEngine:
         facts = {"kernel_shape": list(layer.kernel_size), "pads": [0, across, 0, across]}
         return self._layer(layer, relu, "Conv", facts)
 
+    def conv_added(self, layer: nn.Conv2d) -> Added:
+        """See :class:`geoseg.layers.Engine`."""
+        conv, expr = self.conv(layer, False), self._expr
+        return lambda rows, addend: self.keep(expr.relu(expr.add(conv(rows), addend)))
+
     def double(self, layer: nn.Module) -> Layer:
         """See :class:`geoseg.layers.Engine`."""
         if isinstance(layer, nn.ConvTranspose2d):
@@ -122,10 +127,6 @@ class MnnEngine:
     def beside(self, first: Rows, second: Rows) -> Rows:
         """See :class:`geoseg.layers.Engine`."""
         return self._expr.concat([first, second], 1)
-
-    def added(self, first: Rows, second: Rows) -> Rows:
-        """See :class:`geoseg.layers.Engine`."""
-        return self.keep(self._expr.relu(self._expr.add(first, second)))
 
     def blank(self, like: Rows) -> Rows:
         """See :class:`geoseg.layers.Engine`."""

@@ -1,14 +1,15 @@
 """From pixels to probabilities: normalise, run the network, undo what test-time augmentation did.
 
-The one class here holds a network on a device. It knows nothing of files, blocks or clusters. On a CPU, and on a GPU
-whose memory is too small for a window, the rows of a window pass through the network one strip after the other
-(:mod:`geoseg.stream`), computed by the engine that :mod:`geoseg.engines` chooses.
+The one class here holds a network on a device. It knows nothing of files, blocks or clusters. The rows of a window pass
+through geoseg's own networks one strip after the other (:mod:`geoseg.stream`), computed by the engine that
+:mod:`geoseg.engines` chooses; other networks take windows whole.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,23 +18,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from geoseg.engines import Push, open_engine
+from geoseg.engines import DTYPES, Push, Streamed, open_engine
 from geoseg.errors import ModelError, SettingError
+from geoseg.lane import up
 from geoseg.scaling import Scaling as Scaling
 from geoseg.scaling import building_class as building_class
 from geoseg.stream import strips
 from geoseg.tiling import ALIGN, Rect, Window
+from geoseg.unet import UNet11, UNet16
 
 if TYPE_CHECKING:
     from geoseg.checkpoint import Model
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
 _STRIP_PIXELS = 3 << 17
 """Pixels that enter a streamed network at once: enough for the coarsest level to have some rows."""
+_GPU_STRIP, _GPU_BYTES = 1 << 23, 1024
+"""The same on a GPU, whose thousands of cores want more, and the memory that is to be free for each of them."""
 _ROUNDING = 1e-3  # how far half precision may leave [0, 1]
 
 
@@ -58,8 +62,11 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(wanted: str, device: torch.device, *, fixed: bool = False) -> Precision:
-    """Resolve ``auto``: bfloat16 on a GPU that has it, float32 anywhere else.
+def choose_precision(wanted: str, device: torch.device, *, fixed: bool = False, own: bool = False) -> Precision:
+    """Resolve ``auto``: float32 on a CPU, half precision on a GPU.
+
+    float16 is as fast as bfloat16 and eight times as precise, but its range is small. geoseg's own networks (``own``)
+    are scaled to fit into it; of others nobody knows, and they get bfloat16 where the GPU has it.
 
     ``fixed`` says that the network computes in the precision of its file, which an ONNX network does: it is given
     float32 and anything but ``auto`` and ``fp32`` is refused.
@@ -75,9 +82,11 @@ def choose_precision(wanted: str, device: torch.device, *, fixed: bool = False) 
         )
     if wanted != "auto":
         return wanted
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return "bf16"
-    return "fp32"
+    if device.type != "cuda":
+        return "fp32"
+    if own:
+        return "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
 
 
 class Predictor:
@@ -113,7 +122,8 @@ class Predictor:
             engine: Who does the arithmetic of a U-Net on the CPU: ``auto``, ``torch`` or ``mnn``.
         """
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device, fixed=getattr(net, "fixed_precision", False))
+        fixed, own = getattr(net, "fixed_precision", False), isinstance(net, UNet11 | UNet16)
+        self.precision = choose_precision(precision, self.device, fixed=fixed, own=own)
         self.tta = tta
         self.views = len(_DIHEDRAL) if tta else 1
         self.target = target
@@ -125,14 +135,20 @@ class Predictor:
         self._net: nn.Module = placed.to(memory_format=torch.channels_last)
         self._turn = threading.Lock()
         self._told: Callable[[int], None] | None = None
+        self._strip = _STRIP_PIXELS
+        if self.device.type == "cuda":
+            if self.precision == "fp32":
+                # What torch calls float32 there keeps ten bits of each factor.
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            free, _ = torch.cuda.mem_get_info(self.device)
+            self._strip = min(_GPU_STRIP, free // _GPU_BYTES)
         self._streamed = open_engine(engine, self._net, self.device, self.precision, threads)
-        # A GPU takes windows whole, and in strips when they do not fit.
-        self._strip = 0 if self.device.type == "cuda" else _STRIP_PIXELS
+        self._rescue: Streamed | None = None
 
     @property
     def engine(self) -> str:
         """What computes the network, in a word or two."""
-        return self._streamed.name if self._streamed is not None and self._strip else "torch"
+        return self._streamed.name if self._streamed is not None else "torch"
 
     @classmethod
     def of(cls, model: Model, **settings: object) -> Predictor:
@@ -164,8 +180,11 @@ class Predictor:
         """
         for group in _runs(windows, lambda: self.batch):
             cuts = [window.pixels.slices(origin) for window in group]
-            stored = np.stack([values[:, rows, cols] for rows, cols in cuts])
-            known = np.stack([valid[rows, cols] for rows, cols in cuts])
+            if len(cuts) == 1:
+                stored, known = values[None, :, *cuts[0]], valid[None, *cuts[0]]
+            else:
+                stored = np.stack([values[:, rows, cols] for rows, cols in cuts])
+                known = np.stack([valid[rows, cols] for rows, cols in cuts])
             yield from zip(group, self._answers(stored, known, scaling, told), strict=True)
 
     def probabilities(
@@ -185,53 +204,51 @@ class Predictor:
         told: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Return :meth:`probabilities` on the device."""
-        with self._turn, torch.inference_mode():
-            self._told = told
-            if self.threads is not None:
-                # Set on every call: torch keeps the number of threads per calling thread.
-                torch.set_num_threads(self.threads)
+        with torch.inference_mode():
             height, width = valid.shape[1:]
             pad = ((0, -height % self.align), (0, -width % self.align))
             if any(after for _, after in pad):
                 values = np.pad(values, ((0, 0), (0, 0), *pad), mode="reflect")
                 valid = np.pad(valid, ((0, 0), *pad), mode="reflect")
-            return self._halving(values, valid, scaling)[:, :height, :width]
+            image = _Image(values, valid, scaling, self.device)
+            with self._turn:
+                self._told = told
+                if self.threads is not None:
+                    # Set on every call: torch keeps the number of threads per calling thread.
+                    torch.set_num_threads(self.threads)
+                return self._halving(image)[:, :height, :width]
 
-    def _halving(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
+    def _halving(self, image: _Image) -> Tensor:
+        count, height, width = image.shape
         try:
-            return self._forward(values, valid, scaling)
+            return self._forward(image)
         except torch.OutOfMemoryError:
-            if len(values) == 1 and not self._shorter(valid[0].size, valid.shape[-1]):
+            if count == 1 and not self._shorter(height * width, width):
                 raise
         # Outside the handler, so that the failed attempt's tensors are already freed.
         torch.cuda.empty_cache()
-        if len(values) == 1:
-            return self._halving(values, valid, scaling)
-        half = len(values) // 2
+        if count == 1:
+            return self._halving(image)
+        half = count // 2
         self.batch = max(half, 1)
-        parts = (slice(0, half), slice(half, None))
-        return torch.cat([self._halving(values[p], valid[p], scaling) for p in parts])
+        return torch.cat([self._halving(image.some(part)) for part in (slice(0, half), slice(half, None))])
 
     def _shorter(self, pixels: int, width: int) -> bool:
         """Halve the strips that a window goes through in; False when they cannot be shorter."""
         if self._streamed is None:
             return False
-        self._strip = min(self._strip or pixels, pixels) // 2
+        self._strip = min(self._strip, pixels) // 2
         return self._strip >= ALIGN * width
 
-    def _forward(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
-        def seen(start: int, stop: int) -> Tensor:
-            return self._normalised(values[:, :, start:stop], valid[:, start:stop], scaling)
-
-        height, width = valid.shape[1:]
+    def _forward(self, image: _Image) -> Tensor:
         if not self.tta:
-            return self._through(seen, height, width)
-        pixels = seen(0, height)
+            return self._through(image.rows, image.shape)
+        pixels = image.rows(0, image.shape[1])
         total: Tensor | None = None
         for turns, flip in _DIHEDRAL:
             turned = torch.rot90(pixels.flip(-1) if flip else pixels, turns, (-2, -1))
             turned = turned.contiguous(memory_format=torch.channels_last)
-            answer = self._through(partial(_rows_of, turned), *turned.shape[2:])
+            answer = self._through(partial(_rows_of, turned), (len(turned), *turned.shape[2:]))
             answer = torch.rot90(answer, -turns, (-2, -1))
             answer = answer.flip(-1) if flip else answer
             total = answer if total is None else total + answer
@@ -239,20 +256,34 @@ class Predictor:
             raise ModelError("test-time augmentation without a single view")
         return total / len(_DIHEDRAL)
 
-    def _through(self, rows: Callable[[int, int], Tensor], height: int, width: int) -> Tensor:
-        """Return the probabilities of an image.
+    def _through(self, rows: Callable[[int, int], Tensor], shape: tuple[int, int, int]) -> Tensor:
+        """Return the probabilities of images of ``shape``, ``(N, H, W)``.
 
-        Its normalised rows ``start`` to ``stop - 1`` are what ``rows(start, stop)`` returns.
+        Their normalised rows ``start`` to ``stop - 1`` are what ``rows(start, stop)`` returns.
         """
-        if self._streamed is None or not self._strip:
-            return self._chance(self._logits(self._net, rows(0, height)))
-        stream = self._streamed.checked(self._net, rows, height, width)
+        if self._streamed is None:
+            return self._chance(self._logits(self._net, rows(0, shape[1]), self.precision))
+        answer = self._over_rows(self._streamed, self.precision, rows, shape)
+        if self.precision == "fp16" and not bool(answer.isfinite().all()):
+            # Values beyond the range of float16, in spite of the scaling.
+            if self._rescue is None:
+                self._rescue = open_engine("torch", self._net, self.device, "bf16", self.threads)
+            if self._rescue is not None:
+                answer = self._over_rows(self._rescue, "bf16", rows, shape)
+        return answer
+
+    def _over_rows(
+        self, streamed: Streamed, precision: str, rows: Callable[[int, int], Tensor], shape: tuple[int, int, int]
+    ) -> Tensor:
+        """Return :meth:`_through` strip by strip."""
+        count, height, width = shape
+        stream = streamed.checked(self._net, rows, height, width)
         answers, at, counted = None, 0, 0
-        for start, stop in strips(height, self._strip // width):
+        for start, stop in strips(height, self._strip // (count * width)):
             if self._told is not None and start:
                 self._told((start - counted) * width)
                 counted = start
-            part = self._logits(partial(_pushed, stream, stop == height), rows(start, stop))
+            part = self._logits(partial(_pushed, stream, stop == height), rows(start, stop), precision)
             if part is None:
                 continue
             chance = self._chance(part)
@@ -264,26 +295,8 @@ class Predictor:
             raise ModelError(f"{at} rows of {height} came out of the network")
         return answers
 
-    def _normalised(self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling) -> Tensor:
-        # Small integers travel to the device as they are; torch knows uint16 too little to compute with it.
-        plain = values if values.dtype == np.uint8 else values.astype(np.float32)
-        pixels = self._uploaded(plain).float()
-        known = self._uploaded(valid)
-        mean = torch.tensor(scaling.mean, device=self.device).view(1, 3, 1, 1)
-        std = torch.tensor(scaling.std, device=self.device).view(1, 3, 1, 1)
-        pixels = ((pixels - scaling.low) / (scaling.high - scaling.low)).clamp_(0, 1)
-        pixels = ((pixels - mean) / std).masked_fill_(~known[:, None], 0.0)
-        return pixels.contiguous(memory_format=torch.channels_last)
-
-    def _uploaded(self, array: NDArray[np.generic]) -> Tensor:
-        """Return an array on the device; to a GPU it is copied while the host goes on."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def _logits(self, net: Callable[[Tensor], Any], pixels: Tensor) -> Any:
-        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
+    def _logits(self, net: Callable[[Tensor], Any], pixels: Tensor, precision: str) -> Any:
+        with torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "fp32"):
             return net(pixels)
 
     def _chance(self, answer: Tensor) -> Tensor:
@@ -294,6 +307,45 @@ class Predictor:
         if answer.shape[1] == 1:
             return answer[:, 0].sigmoid()
         return answer.softmax(1)[:, self.target]
+
+
+class _Image:
+    """Stored pixels of one or several windows, on their way into the network."""
+
+    def __init__(
+        self, values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling, device: torch.device
+    ) -> None:
+        self.shape: tuple[int, int, int] = valid.shape
+        self._scaling, self._device = scaling, device
+        self._values: Any = values
+        self._valid: Any = valid
+        if device.type == "cuda":
+            # At once, before the device has time for it; small integers travel as they are.
+            self._values, self._valid = up(_plain(values), device), up(valid, device)
+
+    def some(self, part: slice) -> _Image:
+        """Return some of the windows."""
+        found = copy(self)
+        found._values, found._valid = self._values[part], self._valid[part]
+        found.shape = tuple(found._valid.shape)
+        return found
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return normalised rows of all windows, ``(N, 3, stop - start, W)`` float32; zero where there is no data."""
+        values, valid = self._values[:, :, start:stop], self._valid[:, start:stop]
+        if self._device.type != "cuda":
+            values, valid = (torch.from_numpy(np.ascontiguousarray(part)) for part in (_plain(values), valid))
+        scaling = self._scaling
+        mean = torch.tensor(scaling.mean, device=self._device).view(1, 3, 1, 1)
+        std = torch.tensor(scaling.std, device=self._device).view(1, 3, 1, 1)
+        pixels = ((values.float() - scaling.low) / (scaling.high - scaling.low)).clamp_(0, 1)
+        pixels = ((pixels - mean) / std).masked_fill_(~valid[:, None], 0.0)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def _plain(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return values as torch can compute with them: it knows larger whole numbers without a sign too little."""
+    return values if values.dtype == np.uint8 else values.astype(np.float32)
 
 
 def _pushed(push: Push, last: bool, pixels: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import import_module
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from geoseg.block import Computed, Job, run_block
 from geoseg.errors import GeosegError, InputError, ModelError, SettingError, WorkerError
+from geoseg.following import Following
 from geoseg.inbox import Errand, Left, run_and_leave
 from geoseg.journal import Journal
 from geoseg.progress import Progress, open_progress
@@ -44,6 +45,9 @@ FOLDERS_CHECKED = 32
 """Folders of imagery that every worker of a cluster is asked for before the work begins."""
 GSD_TOLERANCE = 1.5
 """Imagery coarser or finer than the model's by more than this factor is worth a warning."""
+
+
+Settle = Callable[[tuple[int, int], bool], None]
 
 
 @dataclass(frozen=True)
@@ -269,11 +273,12 @@ def segment(
         if reasons:
             shown.say("starting afresh: " + "; ".join(reasons))
         clock = time.perf_counter()
-        computed = compute(planned, chosen, journal, shown)
-        timings = {"blocks": time.perf_counter() - clock}
-        from geoseg import finish
+        with Following(planned, journal) as following:
+            computed = compute(planned, chosen, journal, shown, following.settle)
+            timings = {"blocks": time.perf_counter() - clock}
+            from geoseg import finish
 
-        return finish.write_all(planned, chosen, journal, computed, shown, timings, started)
+            return finish.write_all(planned, chosen, journal, computed, shown, timings, started, following)
 
 
 def _check_out(planned: Plan, out: Path) -> None:
@@ -284,7 +289,9 @@ def _check_out(planned: Plan, out: Path) -> None:
             raise SettingError(f"{out}: the imagery is in this folder ({source.name}); choose another one for --out")
 
 
-def _waiting(planned: Plan, finished: set[tuple[int, int]], blank: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _waiting(
+    planned: Plan, finished: set[tuple[int, int]], blank: list[tuple[int, int]], settle: Settle
+) -> Iterator[tuple[int, int]]:
     """Yield the blocks that are not finished in the order of the grid; those without data only go to ``blank``."""
     tiling = planned.tiling
     for row in range(tiling.grid[0]):
@@ -294,6 +301,7 @@ def _waiting(planned: Plan, finished: set[tuple[int, int]], blank: list[tuple[in
             if planned.mosaic.is_blank(tiling.core_of(row, col)):
                 # It takes longer to send such a block to a worker than to see that there is nothing in it.
                 blank.append((row, col))
+                settle((row, col), False)
             else:
                 yield row, col
 
@@ -314,17 +322,24 @@ class Blocks:
     """Where, in words."""
     blank: int = 0
     """Blocks that surely have no data, which nobody had to compute."""
+    started: bool = False
+    """Whether processes were started here."""
 
 
-def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progress) -> Blocks:
-    """Compute every block that the journal does not hold complete, storing each as it comes."""
+def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progress, settle: Settle) -> Blocks:
+    """Compute every block that the journal does not hold complete, storing each as it comes.
+
+    ``settle`` is told each block, and whether the journal holds something of it, when no more will come of it.
+    """
     from geoseg.workers import open_workers
 
     tiling = planned.tiling
     finished = set(journal.blocks(complete=True))
     total, resumed = len(tiling), len(finished)
     blank: list[tuple[int, int]] = []
-    waiting = _waiting(planned, finished, blank)
+    for index in finished:
+        settle(index, True)
+    waiting = _waiting(planned, finished, blank, settle)
     first = list(islice(waiting, 2))
     if not first:
         there = f"all {total} blocks are there" if total > 1 else "the only block is there"
@@ -357,6 +372,7 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
         for index, outcome in outcomes:
             if isinstance(outcome, Exception):
                 failed[index] = _failure(outcome)
+                settle(index, False)
                 progress.warn(f"{block_name(tiling, index)}: {failed[index]}")
                 if done == resumed == 0 and len(failed) >= min(HOPELESS, total):
                     raise WorkerError(
@@ -367,13 +383,15 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
                     journal.take(index, outcome.name, outcome.complete)
                 else:
                     journal.put(index, outcome.data, outcome.complete)
+                settle(index, True)
                 done += 1
                 pixels += outcome.pixels
             progress.advance(1 + len(blank) - told, tiling.core_of(*index).area)
             under_way.end(index)
             told = len(blank)
         described = workers.description
-    return Blocks(done, resumed, failed, pixels, described, len(blank))
+    started = settings.scheduler is None and count != 0
+    return Blocks(done, resumed, failed, pixels, described, len(blank), started)
 
 
 class UnderWay:

@@ -83,6 +83,11 @@ class Outlines:
     def __getitem__(self, index: NDArray[np.bool_]) -> Outlines:
         return Outlines(self.polygons[index], self.pixels[index], self.probability_sum[index], self.beside)
 
+    def alone(self) -> Outlines:
+        """Return the batch without outlines, for whoever has those elsewhere."""
+        nothing = np.full(len(self), None, object)
+        return Outlines(nothing, self.pixels, self.probability_sum)
+
     @classmethod
     def of(cls, buildings: Iterable[Building]) -> Outlines:
         """Gather buildings into one batch."""
@@ -120,7 +125,7 @@ class Spool:
         self._width = width
         with self._explained():
             self._path.unlink(missing_ok=True)
-            self._database = sqlite3.connect(self._path, isolation_level=None)
+            self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self._database.executescript(
                 # Nothing of it survives a crash, so nothing is spent on surviving one.
                 "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
@@ -179,10 +184,11 @@ class Spool:
             x0, y0, x1, y1 = map(math.floor, box)
             yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1
 
-    def batches(self, beside: int | None = None) -> Iterator[Outlines]:
+    def batches(self, beside: int | None = None, size: int = BATCH) -> Iterator[Outlines]:
         """Yield all buildings in the order of their first pixels; may be called again.
 
         Args:
+            size: of a batch, in buildings.
             beside: also give each batch the buildings of others whose boxes come within so many pixels of the box of
                 one of its own (but see :data:`LARGE`); None for no such buildings.
         """
@@ -194,17 +200,17 @@ class Spool:
                 )
             cursor = self._database.execute("SELECT key, outline, pixels, probability_sum FROM building ORDER BY key")
         rows: list[tuple[int, bytes, int, int]] = []
-        size = 0
+        held = 0
         while True:
             with self._explained():
                 row = cursor.fetchone()
             if row is None:
                 break
             rows.append(row)
-            size += len(row[1])
-            if len(rows) == BATCH or size > BATCH_BYTES:
+            held += len(row[1])
+            if len(rows) == size or held > BATCH_BYTES:
                 yield self._batch(rows, beside)
-                rows, size = [], 0
+                rows, held = [], 0
         if rows:
             yield self._batch(rows, beside)
 

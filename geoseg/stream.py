@@ -81,17 +81,37 @@ class _Padded:
         self.margin = sum(margin for _, margin in self._layers)
 
     def __call__(self, rows: Rows, top: bool, bottom: bool) -> Rows:
-        engine = self._engine
         for layer, margin in self._layers:
-            if margin and (top or bottom):
-                blank = engine.blank(rows)
-                rows = engine.stack([*([blank] * top), rows, *([blank] * bottom)])
-            rows = layer(rows)
+            rows = layer(_bordered(self._engine, rows, margin, top, bottom))
         return rows
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
         """Return which rows come out when rows ``start`` to ``stop - 1`` go in; row 0 is the top."""
         return start + self.margin * (start > 0), stop - self.margin * (not bottom)
+
+
+class _Onto:
+    """A convolution whose answer is added to what came over the skip connection."""
+
+    def __init__(self, engine: Engine, layer: nn.Conv2d) -> None:
+        self._engine = engine
+        self._layer = engine.conv_added(layer)
+        self.margin = layer.kernel_size[0] // 2
+
+    def __call__(self, rows: Rows, skip: Rows, top: bool, bottom: bool) -> Rows:
+        return self._layer(_bordered(self._engine, rows, self.margin, top, bottom), skip)
+
+    def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
+        """As of :class:`_Padded`."""
+        return start + self.margin * (start > 0), stop - self.margin * (not bottom)
+
+
+def _bordered(engine: Engine, rows: Rows, margin: int, top: bool, bottom: bool) -> Rows:
+    """Return rows with a row of zeros where the image ends."""
+    if not margin or not (top or bottom):
+        return rows
+    blank = engine.blank(rows)
+    return engine.stack([*([blank] * top), rows, *([blank] * bottom)])
 
 
 class Step(Protocol):
@@ -157,34 +177,56 @@ class _Convs(_Segment):
 
 
 class _Double(_Segment):
-    """Upsampling by two, behind ``conv`` where there is one, to which the part of the ``skip`` connection is added."""
+    """Upsampling by two, behind a convolution with ReLU where there is one."""
 
-    def __init__(
-        self, engine: Engine, up: nn.Module, conv: nn.Conv2d | None = None, skip: _Pieces | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, up: nn.Module, conv: nn.Conv2d | None = None) -> None:
         super().__init__(engine)
         self._up = engine.double(up)
-        self._before = _Padded(engine, [] if conv is None else [(conv, skip is None)])
-        self._skip = skip
+        self._before = _Padded(engine, [] if conv is None else [(conv, True)])
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
-        first, end = self._before.span(start, stop, bottom)
-        return (2 * first + 1 if first else 0), (2 * end if bottom else 2 * end - 1)
+        return _doubled(*self._before.span(start, stop, bottom), bottom)
 
     def needed(self, row: int) -> int:
         return (row - 1) // 2 - self._before.margin
 
     def compute(self, rows: Rows, start: int, stop: int, bottom: bool) -> Rows:
-        engine = self._engine
         first, end = self._before.span(start, stop, bottom)
-        rows = self._before(rows, start == 0, bottom)
-        if self._skip is not None:
-            rows = engine.added(rows, self._skip.get(first, end))
-            begin = max(self.needed(2 * end - 1), 0)
-            self._skip.drop(self._before.span(begin, stop, bottom)[0])
-        answer = self._up(rows)
-        height = 2 * (end - first)
-        return engine.cut(answer, int(first > 0), height - (not bottom)) if first or not bottom else answer
+        return _whole(self._engine, self._up(self._before(rows, start == 0, bottom)), first, end, bottom)
+
+
+class _Joined(_Segment):
+    """Upsampling by two behind a convolution that the skip connection is added to."""
+
+    def __init__(self, engine: Engine, up: nn.Module, conv: nn.Conv2d, skip: _Pieces) -> None:
+        super().__init__(engine)
+        self._up = engine.double(up)
+        self._before = _Onto(engine, conv)
+        self._skip = skip
+
+    def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
+        return _doubled(*self._before.span(start, stop, bottom), bottom)
+
+    def needed(self, row: int) -> int:
+        return (row - 1) // 2 - self._before.margin
+
+    def compute(self, rows: Rows, start: int, stop: int, bottom: bool) -> Rows:
+        first, end = self._before.span(start, stop, bottom)
+        rows = self._before(rows, self._skip.get(first, end), start == 0, bottom)
+        begin = max(self.needed(2 * end - 1), 0)
+        self._skip.drop(self._before.span(begin, stop, bottom)[0])
+        return _whole(self._engine, self._up(rows), first, end, bottom)
+
+
+def _doubled(first: int, end: int, bottom: bool) -> tuple[int, int]:
+    """Return which of twice the rows are complete: the outermost two see beyond the rows that they come from."""
+    return (2 * first + 1 if first else 0), (2 * end if bottom else 2 * end - 1)
+
+
+def _whole(engine: Engine, answer: Rows, first: int, end: int, bottom: bool) -> Rows:
+    """Return the complete ones of twice the rows ``first`` to ``end - 1``."""
+    height = 2 * (end - first)
+    return engine.cut(answer, int(first > 0), height - (not bottom)) if first or not bottom else answer
 
 
 class _Last(_Segment):
@@ -192,7 +234,7 @@ class _Last(_Segment):
 
     def __init__(self, engine: Engine, conv: nn.Conv2d, final: nn.Conv2d, skip: _Pieces) -> None:
         super().__init__(engine)
-        self._conv, self._final = _Padded(engine, [(conv, False)]), engine.conv(final, False)
+        self._conv, self._final = _Onto(engine, conv), engine.conv(final, False)
         self._skip = skip
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
@@ -202,9 +244,8 @@ class _Last(_Segment):
         return row - self._conv.margin
 
     def compute(self, rows: Rows, start: int, stop: int, bottom: bool) -> Rows:
-        engine = self._engine
         first, end = self.span(start, stop, bottom)
-        both = engine.added(self._conv(rows, start == 0, bottom), self._skip.get(first, end))
+        both = self._conv(rows, self._skip.get(first, end), start == 0, bottom)
         self._skip.drop(end if end > self._conv.margin else 0)
         return self._final(both)
 
@@ -322,7 +363,7 @@ class Network:
             if isinstance(decoder, ConvRelu):
                 after: list[Step] = [_Last(engine, below, self._final, skip)]
             elif isinstance(decoder.block[0], ConvRelu):
-                after = [_Double(engine, decoder.block[1], below, skip)]
+                after = [_Joined(engine, decoder.block[1], below, skip)]
             else:
                 # Upsampling comes before the convolution: half of its answer would wait at twice the resolution.
                 after, half = [_Beside(engine, skip), *_block(engine, decoder)], False

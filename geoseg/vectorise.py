@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from geoseg.join import Joiner
 from geoseg.neighbours import kept_apart
 from geoseg.outline import simplify
 from geoseg.polygonize import block_parts
+from geoseg.processes import how_many, shares
 from geoseg.progress import Progress, open_progress
 from geoseg.settings import Settings
 from geoseg.spool import LARGE, Polygons, Spool
@@ -37,41 +38,60 @@ SQUARE = 2.0
 leaves jogs that are no walls, more takes walls that are."""
 
 
+@dataclass(frozen=True)
+class Straightener:
+    """How outlines are straightened, in a form that travels to other processes."""
+
+    simplify_px: float
+    """Tolerance in pixels; 0 leaves outlines as they are, whatever ``square`` says."""
+    square: bool = True
+    """Turn walls that are nearly parallel or at right angles until they are."""
+    chances: Chances | None = None
+    """A probability raster, to begin with sub-pixel outlines; None for pixel outlines."""
+
+    @property
+    def reach(self) -> int:
+        """How near a building may be to have a say in another's outline, in pixels."""
+        # Two outlines meet when both have moved towards each other as far as they may.
+        moves = reach_of(SQUARE * self.simplify_px) + (0.0 if self.chances is None else 0.5)
+        return math.ceil(2 * moves) + 2
+
+    def __call__(self, polygons: Polygons) -> Polygons:
+        """Return the outlines of buildings for their pixels' outlines."""
+        if self.simplify_px <= 0:
+            return self._finer(polygons)
+        x0, y0, x1, y1 = shapely.bounds(polygons).T
+        small = (x1 - x0 <= LARGE) & (y1 - y0 <= LARGE)
+        outlines = polygons.copy()
+        dense = self.chances is not None
+        finer = self._finer(polygons[small])
+        outlines[small] = square_up(finer, SQUARE * self.simplify_px, snap=self.square, dense=dense)
+        outlines[~small] = self._straighten(polygons[~small])
+        return kept_apart(polygons, outlines, self._straighten)
+
+    def _straighten(self, polygons: Polygons) -> Polygons:
+        return simplify(polygons, self.simplify_px)
+
+    def _finer(self, polygons: Polygons) -> Polygons:
+        return polygons if self.chances is None else crossings(polygons, self.chances)
+
+
 def outline_rules(
     min_area: float, min_hole: float, simplify_px: float, square: bool = True, chances: Chances | None = None
 ) -> Rules:
     """Return what is left out and how outlines are straightened, from the options' values.
 
-    With a tolerance of 0 outlines stay as they are, whatever ``square`` says.
-
     Args:
         min_area: square metres below which a building is dropped.
         min_hole: square metres below which a hole is filled.
-        simplify_px: tolerance in pixels.
-        square: turn walls that are nearly parallel or at right angles until they are.
-        chances: a probability raster, to begin with sub-pixel outlines; None for pixel outlines.
+        simplify_px: as in :class:`Straightener`, like the next two.
+        square: turn walls.
+        chances: a probability raster, or None.
     """
-    tolerance = SQUARE * simplify_px
-
-    def straighten(polygons: Polygons) -> Polygons:
-        return simplify(polygons, simplify_px)
-
-    def finer(polygons: Polygons) -> Polygons:
-        return polygons if chances is None else crossings(polygons, chances)
-
-    def best(polygons: Polygons) -> Polygons:
-        x0, y0, x1, y1 = shapely.bounds(polygons).T
-        small = (x1 - x0 <= LARGE) & (y1 - y0 <= LARGE)
-        outlines = polygons.copy()
-        outlines[small] = square_up(finer(polygons[small]), tolerance, snap=square, dense=chances is not None)
-        outlines[~small] = straighten(polygons[~small])
-        return kept_apart(polygons, outlines, straighten)
-
+    how = Straightener(simplify_px, square, chances)
     if simplify_px <= 0:
-        return Rules(min_area, min_hole, None if chances is None else finer)
-    # Two outlines meet when both have moved towards each other as far as they may.
-    moves = reach_of(tolerance) + (0.0 if chances is None else 0.5)
-    return Rules(min_area, min_hole, best, math.ceil(2 * moves) + 2)
+        return Rules(min_area, min_hole, None if chances is None else how)
+    return Rules(min_area, min_hole, how, how.reach)
 
 
 def polygonize_file(
@@ -178,7 +198,9 @@ def polygonize_file(
         least = (threshold or 0.5) / scale if scale else 0.0
         chances = stack.enter_context(Field.open(raster, least)) if finer else None
         rules = outline_rules(min_area, min_hole, tolerance, square, chances)
-        batches: Iterator[Footprints] = finish(spool.batches(rules.beside_px), mosaic.transform, mosaic.wkt, rules)
+        processes, size = shares(len(spool), how_many())
+        found = spool.batches(rules.beside_px, size)
+        batches: Iterator[Footprints] = finish(found, mosaic.transform, mosaic.wkt, rules, processes)
         run = run_name(Path(raster).stem, {**mosaic.identity(), "threshold": threshold}, asdict(checked))
         return write_formats([target], batches, mosaic.wkt, also=database_writer(checked, mosaic.wkt, run)).count
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import uuid
@@ -39,6 +40,8 @@ GPU = "GPU"
 """Name of the dask resource that a worker with a GPU declares (``dask worker --resources GPU=1``)."""
 OVERLAP = 2
 """Blocks at once on a worker: one reads or vectorises while the other has the network."""
+OVERLAP_GPU = 16
+"""The same on a worker with a GPU, at most: a GPU computes a block in less time than a core needs to read it."""
 QUEUED = 3
 """Blocks under way for each place, so that no worker idles while a result travels. With more than two, dask's scheduler
 keeps those that wait to itself until a place is free, instead of handing them to workers beforehand."""
@@ -244,7 +247,7 @@ class Dask(AbstractContextManager["Dask"]):
         count = self._wanted or len(gpus) or max(1, min(cores() // CORES_PER_WORKER, self._tasks or cores()))
         self.threads = max(1, cores() // count)
         common = {
-            "nthreads": OVERLAP,
+            "nthreads": max(OVERLAP, min(self.threads, OVERLAP_GPU)) if gpus else OVERLAP,
             "memory_limit": 0,
             "silence_logs": logging.CRITICAL,
             "host": "127.0.0.1",
@@ -374,8 +377,10 @@ class Dask(AbstractContextManager["Dask"]):
             muster(client, {key: worker for key, worker in usable.items() if key not in self._checked}, self._needs)
             self._checked.update(usable)
         if any(gpus.values()):
-            # Half a GPU each: two blocks share it in turns (see OVERLAP).
-            return {GPU: 1 / OVERLAP}, max(1, int(sum(gpus.values()) * OVERLAP)), set(usable)
+            # The blocks that a worker has threads for share its GPU, rounded down so that all of them find room.
+            threads = min(worker["nthreads"] for worker in usable.values())
+            share = math.floor(1e6 / threads) / 1e6
+            return {GPU: share}, max(1, int(sum(gpus.values()) * threads)), set(usable)
         return None, max(1, sum(worker["nthreads"] for worker in usable.values())), set(usable)
 
     def _awaited(self, client: Client) -> dict[str, Any]:

@@ -112,14 +112,14 @@ def test_a_window_that_does_not_fit_passes_in_strips(monkeypatch: pytest.MonkeyP
     network = net()
     wanted = answers("torch", network, 256, 64).found
     small = Predictor(network, device="cpu", engine="torch")
-    small._strip = 0  # as on a GPU: whole windows at first
+    small._strip = 256 * 64
     plain, seen = small._logits, []
 
-    def limited(run, pixels):
+    def limited(run, pixels, precision):
         seen.append(pixels.shape[2])
         if pixels.shape[2] > 64:
             raise torch.OutOfMemoryError("as if")
-        return plain(run, pixels)
+        return plain(run, pixels, precision)
 
     monkeypatch.setattr(small, "_logits", limited)
     found = small.probabilities(*image(256, 64), SCALING)

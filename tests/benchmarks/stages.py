@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.features
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -38,6 +39,7 @@ import geoseg.block
 import geoseg.cog
 import geoseg.delivery
 import geoseg.finish
+import geoseg.following
 import geoseg.footprints
 import geoseg.gallery
 import geoseg.join
@@ -49,6 +51,7 @@ import geoseg.write
 from geoseg.progress import Progress
 from geoseg.sample import write_sample
 from geoseg.tiling import Rect, Window
+from geoseg.workers import cores
 
 BLUR, NOISE, SMOOTH = 1.2, 0.35, 1.5
 """Pixels of blur, standard deviation of the noise on the logit, and its smoothness in pixels."""
@@ -73,10 +76,10 @@ STAGES: tuple[tuple[str, object, str], ...] = (
     ("spool", geoseg.spool.Spool, "batches"),
     ("rasters: tiles", geoseg.write.CogWriter, "write"),
     ("rasters: file", geoseg.cog.Cog, "finish"),
-    ("rasters: rest", geoseg.finish, "_write_rasters"),
+    ("rasters: rest", geoseg.following.Following, "_follow"),
     ("outlines", geoseg.footprints, "_simplified"),
     ("footprints: filter", geoseg.footprints, "_filtered"),
-    ("footprints: rest", geoseg.finish, "finish"),
+    ("footprints: rest", geoseg.footprints, "_finished"),
     ("report: outlines", geoseg.gallery.Drawn, "watch"),
     ("vector files", geoseg.finish, "write_formats"),
     ("report: pictures", geoseg.gallery.Drawn, "previews"),
@@ -152,7 +155,7 @@ class Clocks:
 class StandIn:
     """Answers as a predictor does, from an array."""
 
-    device, precision, views = "stand-in", "fp32", 1
+    device, precision, engine, views = torch.device("cpu"), "fp32", "stand-in", 1
 
     def __init__(self, chance: NDArray[np.float32]) -> None:
         # As the network's answer, reflected at the right and bottom to the next multiple of 32.
@@ -161,7 +164,13 @@ class StandIn:
         self.seconds = 0.0
 
     def windows(
-        self, values: object, valid: object, origin: Rect, windows: Iterable[Window], scaling: object
+        self,
+        values: object,
+        valid: object,
+        origin: Rect,
+        windows: Iterable[Window],
+        scaling: object,
+        told: Callable[[int], None] | None = None,
     ) -> list[tuple[Window, NDArray[np.float32]]]:
         """Return every window with its part of the array."""
         clock = time.perf_counter()
@@ -232,7 +241,8 @@ def main() -> None:
         line("all", total / area)
         print("the same mask, others")
         peers(chance >= 0.5)
-        print("as it runs, with threads")
+        print("as it runs, with threads and processes")
+        geoseg.finish.how_many = lambda started: cores()
         stand_in.seconds = 0.0
         wall, used = time.perf_counter(), time.process_time()
         geoseg.segment.segment(images, Path(folder) / "two", **settings)

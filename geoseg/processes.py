@@ -1,0 +1,86 @@
+"""Work shared out among processes of this machine, its results in order."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeVar
+
+from geoseg.errors import WorkerError
+from geoseg.spool import BATCH
+from geoseg.warm import method
+from geoseg.workers import cores
+
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+
+AHEAD = 2
+"""Items in the hands of each process, so that none waits for this one."""
+FEWEST = 512
+"""Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
+WORTH = 8192
+"""Buildings that processes are started for, which takes a second."""
+
+
+def how_many(started: bool = False) -> int:
+    """Return how many processes outlines may take: one for each core, or one where new processes must not start.
+
+    Args:
+        started: Whether processes have been started from here before.
+    """
+    if multiprocessing.parent_process() is not None:
+        return 1
+    main = sys.modules.get("__main__")
+    # A new process imports the main module, and not every program bears that; that of geoseg's command does.
+    ours = (
+        getattr(main, "__package__", None) == "geoseg" or Path(getattr(main, "__file__", None) or "").stem == "geoseg"
+    )
+    return cores() if ours or started else 1
+
+
+def shares(buildings: int, processes: int) -> tuple[int, int]:
+    """Return how many processes to use for so many buildings, and how many buildings a batch should have."""
+    if processes < 2 or buildings < WORTH:
+        return 1, BATCH
+    size = min(max(math.ceil(buildings / (AHEAD * processes)), FEWEST), BATCH)
+    return min(processes, math.ceil(buildings / size)), size
+
+
+def side_by_side(work: Callable[[Item], Out], items: Iterable[Item], processes: int) -> Iterator[Out]:
+    """Yield ``work(item)`` for each item in their order, computed by several processes; few items are held at a time.
+
+    Raises:
+        WorkerError: A process died.
+    """
+    if processes < 2:
+        yield from map(work, items)
+        return
+    items = iter(items)
+    first = list(islice(items, 2))
+    if len(first) < 2:
+        yield from map(work, first)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(method())) as pool:
+        running: deque[Future[Out]] = deque()
+        try:
+            for item in chain(first, items):
+                running.append(pool.submit(work, item))
+                if len(running) >= AHEAD * processes:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a process that straightens outlines has ended, perhaps for want of memory; what was computed before "
+                "is kept, run the same command again to go on"
+            ) from error
+        finally:
+            for future in running:
+                future.cancel()
