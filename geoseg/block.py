@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.allocator import give_back
+from geoseg.crew import Arrays, Crew, crew_of, dismiss
 from geoseg.journal import BlockRecord
 from geoseg.tiling import ALIGN, Block, Rect, Tiling, Window, ceil_to
 from geoseg.workers import tell, threads_of_worker
@@ -104,52 +106,104 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
         job: What to do.
         index: Row and column in the grid of blocks.
     """
-    from geoseg.raster import gdal_env
-
-    clock = time.perf_counter()
     if not _predictors:
         # The first block is read while the model loads; what goes wrong there is told where it is asked for again.
         threading.Thread(target=_try_predictor, args=(job,), name="model", daemon=True).start()
     block = job.tiling.block(*index)
+    crew = crew_of(job) if job.device != "cpu" else None
+    if crew is not None:
+        try:
+            return _with_crew(crew, job, block)
+        except BrokenProcessPool:
+            dismiss(crew)
+    clock = time.perf_counter()
+    pixels, wanted, windows, problems = read(job, block)
+    if pixels is None or not windows:
+        return empty(block, problems)
+    seconds = time.perf_counter() - clock
+    mask, grey, facts = _predicted(job, block, pixels.values, pixels.valid, wanted, windows)
+    facts["seconds"]["read"], facts["problems"] = seconds, problems
+    inner = block.core.slices(pixels.rect)
+    done = record(job, block.core, pixels.values[:, *inner], pixels.valid[inner], wanted, mask, grey, facts)
+    del pixels, mask, grey
+    give_back()
+    return done
+
+
+def _with_crew(crew: Crew, job: Job, block: Block) -> Computed:
+    """Compute a block of which other processes do all but the network's part."""
+    seen = around(block.windows)
+    with crew.memory(Arrays.size(job, seen, block.core)) as (memory, mapped):
+        found = crew.read(block.index, memory)
+        if found.empty is not None:
+            return found.empty
+        there = Arrays.of(mapped, job, seen, block.core)
+        mask, grey, facts = _predicted(job, block, there.values, there.valid, there.wanted, found.windows)
+        there.mask[:], there.grey[:] = mask, grey
+        facts["seconds"]["read"], facts["problems"] = found.seconds, found.problems
+        return crew.record(block.index, memory, facts)
+
+
+def read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], list[Window], list[dict[str, Any]]]:
+    """Return a block's pixels with halo, the pixels to answer for, the windows to run, and what could not be read."""
+    from geoseg.raster import gdal_env
+
     with gdal_env():
         pixels, wanted, windows = _read(job, block)
-    seconds = {"read": time.perf_counter() - clock}
-    problems = [asdict(problem) for problem in pixels.problems] if pixels is not None else []
-    if pixels is None or not windows:
-        return _empty(block, problems)
+    return pixels, wanted, windows, [asdict(problem) for problem in pixels.problems] if pixels is not None else []
+
+
+def _predicted(
+    job: Job,
+    block: Block,
+    values: NDArray[np.generic],
+    valid: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
+    windows: list[Window],
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8], dict[str, Any]]:
+    """Return mask and 8-bit probability of a block's core, and the facts of its record."""
     clock = time.perf_counter()
     predictor = predictor_of(job)
     from geoseg.blend import blend
     from geoseg.lane import room
 
-    share = _Share(index, sum(window.pixels.area for window in windows) * predictor.views) if job.tells else None
+    forward = sum(window.pixels.area for window in windows) * predictor.views
+    share = _Share(block.index, forward) if job.tells else None
     with room(predictor.device):
-        results = predictor.windows(pixels.values, pixels.valid, pixels.rect, windows, job.scaling, share)
+        results = predictor.windows(values, valid, around(block.windows), windows, job.scaling, share)
         chance = blend(job.tiling, block.core, results, predictor.device)
         mask, grey = judged(chance, wanted, job.threshold)
-        del chance
-    seconds["predict"] = time.perf_counter() - clock
-    clock = time.perf_counter()
-    from geoseg.polygonize import block_parts
-
-    parts = block_parts(mask, grey, block.core).to_bytes()
-    inner = block.core.slices(pixels.rect)
-    thumbnail = shrunk(pixels.values[:, *inner], pixels.valid[inner], job.scaling, job.shrink)
-    seconds["vectorise"] = time.perf_counter() - clock
     facts = {
         "windows": len(windows),
-        "forward_pixels": sum(window.pixels.area for window in windows) * predictor.views,
+        "forward_pixels": forward,
         "device": str(predictor.device),
         "precision": predictor.precision,
         "engine": predictor.engine,
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "problems": problems,
+        "seconds": {"predict": time.perf_counter() - clock},
     }
+    return mask, grey, facts
+
+
+def record(
+    job: Job,
+    core: Rect,
+    values: NDArray[np.generic],
+    valid: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
+    grey: NDArray[np.uint8],
+    facts: dict[str, Any],
+) -> Computed:
+    """Return a block's result from what is known of its core."""
+    clock = time.perf_counter()
+    from geoseg.polygonize import block_parts
+
+    parts = block_parts(mask, grey, core).to_bytes()
+    thumbnail = shrunk(values, valid, job.scaling, job.shrink)
+    seconds = facts["seconds"] | {"vectorise": time.perf_counter() - clock}
+    facts = facts | {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
     data = BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes()
-    done = Computed(data, not problems, int(wanted.sum()))
-    del pixels, results, mask, grey
-    give_back()
-    return done
+    return Computed(data, not facts["problems"], int(wanted.sum()))
 
 
 class _Share:
@@ -191,7 +245,7 @@ def _read(job: Job, block: Block) -> tuple[Pixels | None, NDArray[np.bool_], lis
     asked = job.mosaic.inside_aoi(block.core)
     if not asked.any():
         return None, nothing, []
-    pixels = job.mosaic.read_padded(_around(block.windows))
+    pixels = job.mosaic.read_padded(around(block.windows))
     wanted = asked & pixels.valid[block.core.slices(pixels.rect)]
     # A window without a wanted pixel under its weight adds nothing to any pixel that is written.
     windows = [window for window in block.windows if _touches(window, block.core, wanted)]
@@ -221,7 +275,8 @@ def _touches(window: Window, core: Rect, wanted: NDArray[np.bool_]) -> bool:
     return part is not None and bool(wanted[part.slices(core)].any())
 
 
-def _around(windows: Iterable[Window]) -> Rect:
+def around(windows: Iterable[Window]) -> Rect:
+    """Return the rectangle that all windows lie in."""
     rects = [window.pixels for window in windows]
     return Rect(
         min(rect.row0 for rect in rects),
@@ -231,7 +286,7 @@ def _around(windows: Iterable[Window]) -> Rect:
     )
 
 
-def _empty(block: Block, problems: list[dict[str, Any]]) -> Computed:
+def empty(block: Block, problems: list[dict[str, Any]]) -> Computed:
     """Return a block without data: nobody looks at more than the facts, so the arrays have no pixels."""
     from geoseg.polygonize import Parts
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from geoseg.layers import Added, Layer, TorchEngine
+from geoseg.layers import Added, Conv, Layer, TorchEngine, inside
 
 WIDE = 64
 """Channels out of a convolution that matrix units are busy with."""
@@ -59,7 +59,7 @@ class GpuEngine(TorchEngine):
         """Return float32 logits of what the last layer answers."""
         return rows.float() / self._scale
 
-    def conv(self, layer: nn.Conv2d, relu: bool) -> Layer:
+    def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
         """See :class:`geoseg.layers.Engine`."""
         return self._once(layer, f"conv {relu}", lambda: self._conv(layer, relu))
 
@@ -72,6 +72,13 @@ class GpuEngine(TorchEngine):
         if isinstance(layer, nn.ConvTranspose2d):
             return self._once(layer, "double", lambda: self._double(layer))
         return layer
+
+    def pool(self, rows: Tensor) -> Tensor:
+        """See :class:`geoseg.layers.Engine`."""
+        # max_pool2d also writes where each largest value was, in eight bytes.
+        count, channels, height, width = rows.shape
+        fours = rows.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width // 2, 2, channels)
+        return fours.amax((2, 4)).permute(0, 3, 1, 2)
 
     def _once(self, layer: nn.Module, kind: str, make: Callable[[], Any]) -> Any:
         """Return what was made of a layer, which is held so that nobody else has its id."""
@@ -88,33 +95,37 @@ class GpuEngine(TorchEngine):
     def _kernel(self, weight: Tensor) -> Tensor:
         return weight.to(self._dtype).contiguous(memory_format=_CL)
 
-    def _folds(self, layer: nn.Conv2d) -> Callable[[int], tuple[int, Tensor, Tensor | None, tuple[int, int]]]:
-        """Return what gives fold, kernel, bias and padding for a width."""
+    def _folds(self, layer: nn.Conv2d) -> Callable[[int], tuple[int, Tensor, Tensor | None, int]]:
+        """Return what gives fold, kernel, bias and padding left and right for a width."""
         most = fold_of(layer)
 
         @cache
-        def of(fold: int) -> tuple[int, Tensor, Tensor | None, tuple[int, int]]:
+        def of(fold: int) -> tuple[int, Tensor, Tensor | None, int]:
             weight = self._kernel(folded(layer.weight.detach(), fold))
-            return fold, weight, self._bias(layer, fold), (0, weight.shape[3] // 2)
+            return fold, weight, self._bias(layer, fold), weight.shape[3] // 2
 
         return lambda width: of(math.gcd(most, width))
 
-    def _conv(self, layer: nn.Conv2d, relu: bool) -> Layer:
-        made = self._folds(layer)
+    def _conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
+        made, margin = self._folds(layer), int(layer.padding[0])
 
-        def apply(rows: Tensor) -> Tensor:
-            fold, weight, bias, padding = made(rows.shape[3])
+        def apply(rows: Tensor, top: bool, bottom: bool) -> Tensor:
+            fold, weight, bias, across = made(rows.shape[3])
+            padding = margin * (top or bottom), across
             rows = narrow(rows, fold)
             answer = conv_relu(rows, weight, bias, padding) if relu else F.conv2d(rows, weight, bias, padding=padding)
-            return widen(answer, fold)
+            return inside(widen(answer, fold), margin, top, bottom)
 
         return apply
 
     def _conv_added(self, layer: nn.Conv2d) -> Added:
-        made = self._folds(layer)
+        made, margin = self._folds(layer), int(layer.padding[0])
 
-        def apply(rows: Tensor, addend: Tensor) -> Tensor:
-            fold, weight, bias, padding = made(rows.shape[3])
+        def apply(rows: Tensor, addend: Tensor, top: bool, bottom: bool) -> Tensor:
+            fold, weight, bias, across = made(rows.shape[3])
+            if top != bottom:  # as many rows must come out as are added
+                rows = F.pad(rows, (0, 0, margin * top, margin * bottom))
+            padding = margin * (top and bottom), across
             addend = narrow(addend.contiguous(memory_format=_CL), fold)
             return widen(conv_add_relu(narrow(rows, fold), addend, weight, bias, padding), fold)
 

@@ -21,21 +21,28 @@ class Layer(Protocol):
     """What an engine makes of a layer of the network: values in, values out."""
 
     def __call__(self, rows: Rows, /) -> Rows:
-        """Return the layer's answer; see :class:`Engine` for how many rows that is."""
+        """Return the layer's answer."""
+
+
+class Conv(Protocol):
+    """A convolution of stride one that keeps the width."""
+
+    def __call__(self, rows: Rows, top: bool, bottom: bool, /) -> Rows:
+        """Return the rows whose neighbours are there; above the top and below the bottom of the image is zero."""
 
 
 class Added(Protocol):
-    """A layer whose answer something is added to."""
+    """A convolution whose answer something is added to."""
 
-    def __call__(self, rows: Rows, addend: Rows, /) -> Rows:
-        """Return the sum, and zero where it is negative; see :class:`Engine` for how many rows that is."""
+    def __call__(self, rows: Rows, addend: Rows, top: bool, bottom: bool, /) -> Rows:
+        """Return the sum, and zero where it is negative; rows as of :class:`Conv`."""
 
 
 class Engine(Protocol):
     """Who does the arithmetic."""
 
-    def conv(self, layer: nn.Conv2d, relu: bool) -> Layer:
-        """A convolution of stride one: no padding above and below, its own padding left and right."""
+    def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
+        """A convolution of stride one that keeps the size."""
 
     def conv_added(self, layer: nn.Conv2d) -> Added:
         """The same, to whose answer something is added, with ReLU."""
@@ -58,9 +65,6 @@ class Engine(Protocol):
     def beside(self, first: Rows, second: Rows) -> Rows:
         """Put the channels of the second behind those of the first."""
 
-    def blank(self, like: Rows) -> Rows:
-        """Return one row of zeros, as wide and with as many channels as ``like``."""
-
     def keep(self, rows: Rows) -> Rows:
         """Return rows that outlast the next call of any layer and hold no more memory than they need."""
 
@@ -68,21 +72,21 @@ class Engine(Protocol):
 class TorchEngine:
     """torch, on the device and in the type of the network's parameters."""
 
-    def conv(self, layer: nn.Conv2d, relu: bool) -> Layer:
+    def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
         """See :class:`Engine`."""
         weight = layer.weight.contiguous(memory_format=torch.channels_last)
-        padding = (0, int(layer.padding[1]))
+        margin, across = (int(side) for side in layer.padding)
 
-        def apply(rows: Tensor) -> Tensor:
-            answer = F.conv2d(rows, weight, layer.bias, padding=padding)
-            return answer.relu_() if relu else answer
+        def apply(rows: Tensor, top: bool, bottom: bool) -> Tensor:
+            answer = F.conv2d(rows, weight, layer.bias, padding=(margin * (top or bottom), across))
+            return inside(answer.relu_() if relu else answer, margin, top, bottom)
 
         return apply
 
     def conv_added(self, layer: nn.Conv2d) -> Added:
         """See :class:`Engine`."""
         conv = self.conv(layer, False)
-        return lambda rows, addend: conv(rows).add_(addend).relu_()
+        return lambda rows, addend, top, bottom: conv(rows, top, bottom).add_(addend).relu_()
 
     def double(self, layer: nn.Module) -> Layer:
         """See :class:`Engine`."""
@@ -110,10 +114,13 @@ class TorchEngine:
         """See :class:`Engine`."""
         return torch.cat([first, second], 1)
 
-    def blank(self, like: Tensor) -> Tensor:
-        """See :class:`Engine`."""
-        return torch.zeros_like(like[:, :, :1])
-
     def keep(self, rows: Tensor) -> Tensor:
         """See :class:`Engine`."""
         return rows.clone()
+
+
+def inside(answer: Tensor, margin: int, top: bool, bottom: bool) -> Tensor:
+    """Return rows that were convolved with zeros on both sides if on any, without those that saw zeros wrongly."""
+    if top == bottom or not margin:
+        return answer
+    return answer[:, :, :-margin] if top else answer[:, :, margin:]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geoseg.errors import ModelError
-from geoseg.layers import Added, Layer, Rows
+from geoseg.layers import Added, Conv, Layer, Rows
 from geoseg.mnn_layers import write_layer
 from geoseg.tiling import ceil_to
 
@@ -84,16 +84,24 @@ class MnnEngine:
         plain = self._expr.convert(rows, self._expr.NCHW)  # held: what it reads as is its own memory
         return np.array(plain.read(), dtype=np.float32)
 
-    def conv(self, layer: nn.Conv2d, relu: bool) -> Layer:
+    def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
         """See :class:`geoseg.layers.Engine`."""
-        across = int(layer.padding[1])
+        margin, across = (int(side) for side in layer.padding)
         facts = {"kernel_shape": list(layer.kernel_size), "pads": [0, across, 0, across]}
-        return self._layer(layer, relu, "Conv", facts)
+        made = self._layer(layer, relu, "Conv", facts)
+
+        def apply(rows: Rows, top: bool, bottom: bool) -> Rows:
+            if margin and (top or bottom):
+                blank = self._blank(rows, margin)
+                rows = self.stack([*([blank] * top), rows, *([blank] * bottom)])
+            return made(rows)
+
+        return apply
 
     def conv_added(self, layer: nn.Conv2d) -> Added:
         """See :class:`geoseg.layers.Engine`."""
         conv, expr = self.conv(layer, False), self._expr
-        return lambda rows, addend: self.keep(expr.relu(expr.add(conv(rows), addend)))
+        return lambda rows, addend, top, bottom: self.keep(expr.relu(expr.add(conv(rows, top, bottom), addend)))
 
     def double(self, layer: nn.Module) -> Layer:
         """See :class:`geoseg.layers.Engine`."""
@@ -128,14 +136,14 @@ class MnnEngine:
         """See :class:`geoseg.layers.Engine`."""
         return self._expr.concat([first, second], 1)
 
-    def blank(self, like: Rows) -> Rows:
-        """See :class:`geoseg.layers.Engine`."""
-        _, channels, _, width = like.shape
-        return self.rows(np.zeros((1, channels, 1, width), np.float32))
-
     def keep(self, rows: Rows) -> Rows:
         """See :class:`geoseg.layers.Engine`."""
         return self._expr.clone(rows, True)
+
+    def _blank(self, like: Rows, rows: int) -> Rows:
+        """Return rows of zeros, as wide and with as many channels as ``like``."""
+        _, channels, _, width = like.shape
+        return self.rows(np.zeros((1, channels, rows, width), np.float32))
 
     def _layer(self, layer: nn.Module, relu: bool, operation: str, attributes: dict[str, Any]) -> Layer:
         """Return a layer as MNN runs it, made once: preparing its weights takes longer than a strip."""

@@ -36,8 +36,9 @@ _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
 _STRIP_PIXELS = 3 << 17
 """Pixels that enter a streamed network at once: enough for the coarsest level to have some rows."""
-_GPU_STRIP, _GPU_BYTES = 1 << 23, 1024
-"""The same on a GPU, whose thousands of cores want more, and the memory that is to be free for each of them."""
+_GPU_STRIP, _GPU_BYTES = 30_000_000, 768
+"""The same on a GPU, whose thousands of cores want more (64 channels of them have 2³¹ values, which is as far as its
+kernels count), and the memory that is to be free for each."""
 _ROUNDING = 1e-3  # how far half precision may leave [0, 1]
 
 

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import chain, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from geoseg.errors import WorkerError
-from geoseg.spool import BATCH
 from geoseg.warm import method
 from geoseg.workers import cores
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 
+BATCH = 4096
+"""Buildings handled at once."""
 AHEAD = 2
 """Items in the hands of each process, so that none waits for this one."""
 FEWEST = 512
 """Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
 WORTH = 8192
 """Buildings that processes are started for, which takes a second."""
+
+
+class Pool(ProcessPoolExecutor):
+    """Processes that end with this one, however it ends; each begins with ``begin(*given)``."""
+
+    def __init__(self, count: int, begin: Callable[..., None] | None = None, given: tuple[Any, ...] = ()) -> None:
+        context = multiprocessing.get_context(method())
+        # Nothing is ever sent: the other end closes when this process is gone.
+        alive, self._end = context.Pipe(duplex=False)
+        super().__init__(count, context, _begin, (alive, begin, given))
+
+
+def _begin(alive: Connection, begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with, args=(alive,), name="end", daemon=True).start()
+    if begin is not None:
+        begin(*given)
+
+
+def _end_with(alive: Connection) -> None:
+    with suppress(EOFError, OSError):
+        alive.recv()
+    os._exit(1)
 
 
 def how_many(started: bool = False) -> int:
@@ -67,7 +94,7 @@ def side_by_side(work: Callable[[Item], Out], items: Iterable[Item], processes: 
     if len(first) < 2:
         yield from map(work, first)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context(method())) as pool:
+    with Pool(processes) as pool:
         running: deque[Future[Out]] = deque()
         try:
             for item in chain(first, items):

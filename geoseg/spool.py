@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from shapely import Polygon
 
 from geoseg.errors import OutputError, SettingError
+from geoseg.processes import BATCH
 
 Polygons = NDArray[np.object_]
 """One-dimensional array of shapely polygons."""
 
-BATCH = 4096
-"""Buildings handled at once, unless …"""
 BATCH_BYTES = 32 * 2**20
-"""… their outlines take more than this before."""
+"""A batch ends before it has all its buildings when their outlines take more than this."""
 LARGE = 4096
 """Pixels along a side. What is larger is no building but many in one, and not asked what stands beside it, which could
 be all the others."""

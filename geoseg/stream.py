@@ -76,13 +76,12 @@ class _Padded:
     """Convolutions one after the other, on rows whose margins are there or, outside the image, zero."""
 
     def __init__(self, engine: Engine, layers: Sequence[tuple[nn.Conv2d, bool]]) -> None:
-        self._engine = engine
-        self._layers = [(engine.conv(layer, relu), layer.kernel_size[0] // 2) for layer, relu in layers]
-        self.margin = sum(margin for _, margin in self._layers)
+        self._layers = [engine.conv(layer, relu) for layer, relu in layers]
+        self.margin = sum(layer.kernel_size[0] // 2 for layer, _ in layers)
 
     def __call__(self, rows: Rows, top: bool, bottom: bool) -> Rows:
-        for layer, margin in self._layers:
-            rows = layer(_bordered(self._engine, rows, margin, top, bottom))
+        for layer in self._layers:
+            rows = layer(rows, top, bottom)
         return rows
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
@@ -94,24 +93,15 @@ class _Onto:
     """A convolution whose answer is added to what came over the skip connection."""
 
     def __init__(self, engine: Engine, layer: nn.Conv2d) -> None:
-        self._engine = engine
         self._layer = engine.conv_added(layer)
         self.margin = layer.kernel_size[0] // 2
 
     def __call__(self, rows: Rows, skip: Rows, top: bool, bottom: bool) -> Rows:
-        return self._layer(_bordered(self._engine, rows, self.margin, top, bottom), skip)
+        return self._layer(rows, skip, top, bottom)
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
         """As of :class:`_Padded`."""
         return start + self.margin * (start > 0), stop - self.margin * (not bottom)
-
-
-def _bordered(engine: Engine, rows: Rows, margin: int, top: bool, bottom: bool) -> Rows:
-    """Return rows with a row of zeros where the image ends."""
-    if not margin or not (top or bottom):
-        return rows
-    blank = engine.blank(rows)
-    return engine.stack([*([blank] * top), rows, *([blank] * bottom)])
 
 
 class Step(Protocol):
@@ -247,7 +237,7 @@ class _Last(_Segment):
         first, end = self.span(start, stop, bottom)
         both = self._conv(rows, self._skip.get(first, end), start == 0, bottom)
         self._skip.drop(end if end > self._conv.margin else 0)
-        return self._final(both)
+        return self._final(both, start == 0, bottom)
 
 
 class _Level(_Segment):

@@ -261,7 +261,8 @@ class Dask(AbstractContextManager["Dask"]):
                 options["resources"] = {GPU: 1}
             specs[number] = {"cls": Nanny, "options": options}
         # A memory limit of dask's would pause or kill workers by a guess; what a block takes is bounded by design.
-        options = {"distributed.worker.daemon": True, "distributed.worker.multiprocessing-method": method()}
+        # A worker with a GPU has processes of its own, which those that are to end with their parent may not have.
+        options = {"distributed.worker.daemon": not gpus, "distributed.worker.multiprocessing-method": method()}
         stack.enter_context(dask.config.set(options))
         cluster = stack.enter_context(
             SpecCluster(
