@@ -92,11 +92,11 @@ def finish(
     ruler_of(crs)  # what is wrong with it is told before anything else
     finished = partial(_finished, affine=affine, crs=crs, rules=rules or Rules())
     count = 0
-    for kept, polygons, area, perimeter in side_by_side(finished, batches, processes):
+    for kept, area, perimeter in side_by_side(finished, batches, processes):
         if not len(kept):
             continue
         yield Footprints(
-            polygons=polygons,
+            polygons=kept.polygons,
             id=np.arange(count + 1, count + 1 + len(kept), dtype=np.int64),
             area_m2=np.round(area, 3),
             perimeter_m=np.round(perimeter, 3),
@@ -107,14 +107,15 @@ def finish(
 
 def _finished(
     batch: Outlines, *, affine: Affine, crs: str | None, rules: Rules
-) -> tuple[Outlines, Polygons, NDArray[np.float64], NDArray[np.float64]]:
-    """Return what is kept of a batch, its polygons on the map, their areas and perimeters."""
+) -> tuple[Outlines, NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is kept of a batch, its polygons on the map by then, their areas and perimeters."""
     ruler = ruler_of(crs)
     kept = _simplified(_filtered(batch, affine, ruler, rules), rules)
     polygons = _on_map(kept.polygons, affine)
     area, perimeter = ruler.measure(polygons)
     large = ~(area < rules.min_area_m2)
-    return kept[large].alone(), polygons[large], area[large], perimeter[large]
+    there = Outlines(polygons[large], kept.pixels[large], kept.probability_sum[large])
+    return there, area[large], perimeter[large]
 
 
 def _filtered(batch: Outlines, affine: Affine, ruler: Ruler, rules: Rules) -> Outlines:

@@ -6,6 +6,7 @@ file's own blocks, and only those that are damaged are lost.
 
 from __future__ import annotations
 
+import atexit
 import re
 import threading
 import warnings
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import rasterio
@@ -121,11 +123,27 @@ def close_files() -> None:
     _open_files().clear()
 
 
-def _open_files() -> OrderedDict[tuple[Any, ...], _Opened]:
+class _Files(OrderedDict[tuple[Any, ...], _Opened]):
+    """What a thread has open, the file unused for longest first."""
+
+
+_every: WeakValueDictionary[int, _Files] = WeakValueDictionary()
+
+
+def _open_files() -> _Files:
     if not hasattr(_local, "files"):
-        _local.files = OrderedDict()
-    files: OrderedDict[tuple[Any, ...], _Opened] = _local.files
+        _local.files = _Files()
+        _every[id(_local.files)] = _local.files
+    files: _Files = _local.files
     return files
+
+
+@atexit.register
+def _close_all() -> None:
+    # rasterio complains of files that are still open when the interpreter has gone.
+    for files in list(_every.values()):
+        for opened in list(files.values()):
+            opened.dataset.close()
 
 
 def is_remote(path: str) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import import_module
 from itertools import chain, islice
@@ -273,8 +274,8 @@ def segment(
         if reasons:
             shown.say("starting afresh: " + "; ".join(reasons))
         clock = time.perf_counter()
-        with Following(planned, journal) as following:
-            computed = compute(planned, chosen, journal, shown, following.settle)
+        with Following(planned, journal) as following, ExitStack() as after:
+            computed = compute(planned, chosen, journal, shown, following.settle, after)
             timings = {"blocks": time.perf_counter() - clock}
             from geoseg import finish
 
@@ -326,10 +327,13 @@ class Blocks:
     """Whether processes were started here."""
 
 
-def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progress, settle: Settle) -> Blocks:
+def compute(
+    planned: Plan, settings: Settings, journal: Journal, progress: Progress, settle: Settle, after: ExitStack
+) -> Blocks:
     """Compute every block that the journal does not hold complete, storing each as it comes.
 
-    ``settle`` is told each block, and whether the journal holds something of it, when no more will come of it.
+    ``settle`` is told each block, and whether the journal holds something of it, when no more will come of it;
+    ``after`` waits for the workers' end, which may take longer.
     """
     from geoseg.workers import open_workers
 
@@ -355,6 +359,7 @@ def compute(planned: Plan, settings: Settings, journal: Journal, progress: Progr
     with open_workers(
         scheduler=settings.scheduler, workers=count, device=settings.device, needs=needs, tasks=total - resumed
     ) as workers:
+        after.callback(workers.wait)
         progress.stage("segmenting", total, done=resumed + len(blank), pixels=True)
         told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.

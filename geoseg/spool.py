@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import shapely
@@ -82,10 +82,14 @@ class Outlines:
     def __getitem__(self, index: NDArray[np.bool_]) -> Outlines:
         return Outlines(self.polygons[index], self.pixels[index], self.probability_sum[index], self.beside)
 
-    def alone(self) -> Outlines:
-        """Return the batch without outlines, for whoever has those elsewhere."""
-        nothing = np.full(len(self), None, object)
-        return Outlines(nothing, self.pixels, self.probability_sum)
+    def __getstate__(self) -> dict[str, Any]:
+        # One by one, polygons take as long to travel as to be straightened.
+        outlines = {name: shapely.to_wkb(getattr(self, name)) for name in ("polygons", "beside")}
+        return {**self.__dict__, **outlines}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        outlines = {name: shapely.from_wkb(state[name]) for name in ("polygons", "beside")}
+        self.__dict__.update({**state, **outlines})
 
     @classmethod
     def of(cls, buildings: Iterable[Building]) -> Outlines:

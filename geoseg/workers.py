@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from geoseg.errors import SettingError, WorkerError
-from geoseg.gpus import may_have_gpu
+from geoseg.gpus import may_have_gpu, nvidia_gpus
 from geoseg.muster import muster
 from geoseg.warm import method
 
@@ -83,6 +83,10 @@ class Workers(Protocol):
         self, function: Callable[[Job, Item], Out], job: Job, items: Iterable[Item]
     ) -> Iterator[tuple[Item, Out | Exception]]:
         """Yield each item with its result, or with the exception that it ended in, as they come."""
+        ...
+
+    def wait(self) -> None:
+        """Wait, after the ``with``, until all processes have ended that were started."""
         ...
 
     def listen(self, hear: Callable[[Any], None]) -> None:
@@ -145,6 +149,9 @@ class Here:
             except Exception as error:  # noqa: BLE001  what a task ends in is a result here, as on a cluster
                 yield item, error
 
+    def wait(self) -> None:
+        """See :meth:`Workers.wait`."""
+
     def listen(self, hear: Callable[[Any], None]) -> None:
         """See :meth:`Workers.listen`."""
         global _hear
@@ -187,6 +194,7 @@ class Dask(AbstractContextManager["Dask"]):
         self._patience = LOCAL_PATIENCE_S if scheduler is None else PATIENCE_S
         self._stack = ExitStack()
         self._client: Client | None = None
+        self._end: Thread | None = None
         self.threads: int | None = None
         self.description = "no workers yet"
 
@@ -215,7 +223,16 @@ class Dask(AbstractContextManager["Dask"]):
         trace: TracebackType | None,
     ) -> None:
         self._client = None
-        self._stack.close()
+        # Workers take seconds to end, above all those with a GPU, and whoever has their results can go on.
+        self._end = Thread(target=self._stack.close, name="workers' end")
+        self._end.start()
+        if error is not None:
+            self.wait()
+
+    def wait(self) -> None:
+        """See :meth:`Workers.wait`."""
+        if self._end is not None:
+            self._end.join()
 
     def _connect(self) -> Client:
         from distributed import Client
@@ -282,11 +299,14 @@ class Dask(AbstractContextManager["Dask"]):
         """Return the GPUs that local workers are bound to, as CUDA_VISIBLE_DEVICES names them."""
         if self._device == "cpu" or (self._device == "auto" and not may_have_gpu()):
             return []
-        import torch
-
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
-        names = names[: torch.cuda.device_count()]
+        total = nvidia_gpus() if seen is None else None
+        if total is None:
+            import torch
+
+            total = torch.cuda.device_count()
+        names = seen.split(",") if seen else [str(i) for i in range(total)]
+        names = names[:total]
         if self._device.startswith("cuda:") and names:
             number = int(self._device.removeprefix("cuda:"))
             return names[number : number + 1]
