@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from geoseg import winograd
+
 Rows = Any
 """Some rows of one layer's values, ``(1, channels, rows, width)``, in whatever form the engine holds them."""
 
@@ -76,9 +78,14 @@ class TorchEngine:
         """See :class:`Engine`."""
         weight = layer.weight.contiguous(memory_format=torch.channels_last)
         margin, across = (int(side) for side in layer.padding)
+        fast = winograd.convolution(layer) if winograd.pays(layer) else None
 
         def apply(rows: Tensor, top: bool, bottom: bool) -> Tensor:
-            answer = F.conv2d(rows, weight, layer.bias, padding=(margin * (top or bottom), across))
+            padding = margin * (top or bottom)
+            if fast is not None and winograd.fits(rows):
+                answer = fast(rows, padding)
+            else:
+                answer = F.conv2d(rows, weight, layer.bias, padding=(padding, across))
             return inside(answer.relu_() if relu else answer, margin, top, bottom)
 
         return apply
