@@ -197,12 +197,13 @@ def record(
     """Return a block's result from what is known of its core."""
     clock = time.perf_counter()
     from geoseg.polygonize import block_parts
+    from geoseg.wholes import Found
 
-    parts = block_parts(mask, grey, core).to_bytes()
+    found = Found.of(block_parts(mask, grey, core)).to_bytes()
     thumbnail = shrunk(values, valid, job.scaling, job.shrink)
     seconds = facts["seconds"] | {"vectorise": time.perf_counter() - clock}
     facts = facts | {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
-    data = BlockRecord(grey, wanted, mask, thumbnail, parts, facts).to_bytes()
+    data = BlockRecord(grey, wanted, mask, thumbnail, found, facts).to_bytes()
     return Computed(data, not facts["problems"], int(wanted.sum()))
 
 
@@ -289,11 +290,12 @@ def around(windows: Iterable[Window]) -> Rect:
 def empty(block: Block, problems: list[dict[str, Any]]) -> Computed:
     """Return a block without data: nobody looks at more than the facts, so the arrays have no pixels."""
     from geoseg.polygonize import Parts
+    from geoseg.wholes import Found
 
     grey, none = np.zeros((0, 0), np.uint8), np.zeros((0, 0), bool)
     facts: dict[str, Any] = {"empty": True, "windows": 0, "forward_pixels": 0, "problems": problems}
     small = np.zeros((3, 0, 0), np.uint8)
-    record = BlockRecord(grey, none, none, small, Parts.empty(block.core).to_bytes(), facts)
+    record = BlockRecord(grey, none, none, small, Found.of(Parts.empty(block.core)).to_bytes(), facts)
     return Computed(record.to_bytes(), not problems, 0)
 
 

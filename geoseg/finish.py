@@ -32,7 +32,7 @@ from geoseg.following import Following
 from geoseg.footprints import finish
 from geoseg.gallery import Drawn, Tally
 from geoseg.journal import Journal
-from geoseg.processes import how_many, shares
+from geoseg.processes import how_many, pool_for, shares
 from geoseg.progress import Progress
 from geoseg.report import write_report
 from geoseg.segment import Blocks, Plan, Result, block_name, crs_name
@@ -59,12 +59,14 @@ def write_all(
     out = journal.out
     mosaic = planned.mosaic
     failures = [*planned.problems, *_block_failures(planned.tiling, computed)]
-    clock = time.perf_counter()
-    followed = following.result(progress)
-    tally, spool = followed.tally, followed.spool
-    timings["rasters"] = time.perf_counter() - clock
-    failures += [*tally.problems.values(), *followed.lost]
+    allowed = how_many(computed.started)
     with ExitStack() as stack:
+        clock = time.perf_counter()
+        pool = stack.enter_context(pool_for(allowed, len(planned.tiling) - computed.blank))
+        followed = following.result(progress)
+        tally, spool = followed.tally, followed.spool
+        timings["rasters"] = time.perf_counter() - clock
+        failures += [*tally.problems.values(), *followed.lost]
         clock = time.perf_counter()
         progress.stage("writing footprints", 1)
         drawn = Drawn(planned, tally)
@@ -73,8 +75,9 @@ def write_all(
         if settings.outline == "subpixel":
             chances = stack.enter_context(Field.open(out / "probability.tif", 255 * planned.job.threshold))
         rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square, chances)
-        processes, size = shares(len(spool), how_many(computed.started))
-        batches = finish(spool.batches(rules.beside_px, size), mosaic.transform, mosaic.wkt, rules, processes)
+        processes, size = shares(len(spool), allowed)
+        outlines = spool.batches(rules.beside_px, size)
+        batches = finish(outlines, mosaic.transform, mosaic.wkt, rules, processes, pool)
         destination = destination_of(settings)
         database = None if destination is None else Database(destination, mosaic.wkt, name_of(planned, settings))
         written = write_formats(paths, drawn.watch(batches), mosaic.wkt, also=database)

@@ -6,6 +6,7 @@ there, what remains is about the last one's share of the work.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,6 +15,8 @@ from itertools import product
 from threading import Condition, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from geoseg.workers import cores
 
 if TYPE_CHECKING:
     from geoseg.gallery import Tally
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 Index = tuple[int, int]
 
+AHEAD = 1 if cores() < 8 else 2
+"""Blocks that are unpacked while one is dealt with; each takes three bytes a pixel."""
 SHOWN_S = 0.2
 """How often progress is shown when only this is left to do."""
 
@@ -124,9 +129,9 @@ class Following(AbstractContextManager["Following"]):
     def _follow(self) -> Followed:
         from geoseg.gallery import Tally
         from geoseg.join import Joiner
-        from geoseg.polygonize import Parts
         from geoseg.segment import block_name
         from geoseg.spool import Spool
+        from geoseg.wholes import Found
         from geoseg.write import writing_cog
 
         planned, out = self._planned, self._journal.out
@@ -137,7 +142,7 @@ class Following(AbstractContextManager["Following"]):
         with (
             writing_cog(out / "mask.tif", geobox, "mask") as mask,
             writing_cog(out / "probability.tif", geobox, "probability") as probability,
-            ThreadPoolExecutor(2, "following") as pool,
+            ThreadPoolExecutor(2 + AHEAD, "following") as pool,
         ):
 
             def write(core: Rect, record: BlockRecord) -> None:
@@ -154,7 +159,9 @@ class Following(AbstractContextManager["Following"]):
                     followed.tally.add(core, record)
                 else:
                     beside = pool.submit(followed.tally.add, core, record), pool.submit(write, core, record)
-                    spool.add(joiner.add(*index, core, Parts.from_bytes(record.parts)))
+                    found = Found.from_bytes(record.parts)
+                    spool.add_wholes(found.whole)
+                    spool.add(joiner.add(*index, core, found.parts))
                     for task in beside:
                         task.result()
                 self._done += 1
@@ -165,18 +172,15 @@ class Following(AbstractContextManager["Following"]):
     def _records(self, pool: ThreadPoolExecutor) -> Iterator[tuple[Index, BlockRecord | None]]:
         """Yield what the journal holds, row by row; the next block is unpacked while one is dealt with."""
         rows, cols = self._planned.tiling.grid
-        held: tuple[Index, Future[BlockRecord | None]] | None = None
+        held: deque[tuple[Index, Future[BlockRecord | None]]] = deque()
         for index in product(range(rows), range(cols)):
-            if held is not None and not self._is_settled(index):
-                yield held[0], held[1].result()
-                held = None
+            while held and (len(held) > AHEAD or not self._is_settled(index)):
+                before, coming = held.popleft()
+                yield before, coming.result()
             self._wait(index)
-            coming = pool.submit(self._journal.get, index)
-            if held is not None:
-                yield held[0], held[1].result()
-            held = index, coming
-        if held is not None:
-            yield held[0], held[1].result()
+            held.append((index, pool.submit(self._journal.get, index)))
+        for before, coming in held:
+            yield before, coming.result()
 
     def _is_settled(self, index: Index) -> bool:
         with self._changed:

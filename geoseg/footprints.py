@@ -23,7 +23,7 @@ from shapely import Polygon
 
 from geoseg.aoi import apply_affine
 from geoseg.errors import SettingError
-from geoseg.processes import side_by_side
+from geoseg.processes import Pool, side_by_side
 from geoseg.spool import Outlines, Polygons
 
 
@@ -71,7 +71,12 @@ class Rules:
 
 
 def finish(
-    batches: Iterable[Outlines], affine: Affine, crs: str | None, rules: Rules | None = None, processes: int = 1
+    batches: Iterable[Outlines],
+    affine: Affine,
+    crs: str | None,
+    rules: Rules | None = None,
+    processes: int = 1,
+    ready: Pool | None = None,
 ) -> Iterator[Footprints]:
     """Turn buildings in pixels into footprints on the map, batch by batch and in the same order.
 
@@ -84,6 +89,7 @@ def finish(
         crs: text that :meth:`pyproj.CRS.from_user_input` takes, or None.
         rules: None drops nothing and simplifies nothing. With more than one process they must travel to others.
         processes: how many deal with batches at once; the result does not depend on it.
+        ready: processes that have been started already.
 
     Raises:
         SettingError: ``rules.simplify`` returned another number of polygons than it got, or ``crs`` is not understood.
@@ -92,7 +98,7 @@ def finish(
     ruler_of(crs)  # what is wrong with it is told before anything else
     finished = partial(_finished, affine=affine, crs=crs, rules=rules or Rules())
     count = 0
-    for kept, area, perimeter in side_by_side(finished, batches, processes):
+    for kept, area, perimeter in side_by_side(finished, batches, processes, ready):
         if not len(kept):
             continue
         yield Footprints(

@@ -74,8 +74,8 @@ class Tally:
             self.problems[problem["path"], text] = {"path": problem["path"], "message": text}
         if record.empty:
             return
-        self.valid += int(record.valid.sum())
-        self.building += int(record.mask.sum())
+        self.valid += int(np.count_nonzero(record.valid))
+        self.building += int(np.count_nonzero(record.mask))
         self.forward += record.facts["forward_pixels"]
         self.devices.add(record.facts["device"])
         self.precisions.add(record.facts["precision"])
@@ -96,12 +96,13 @@ class Tally:
         for row in range(0, core.height, DETAIL):
             for col in range(0, core.width, DETAIL):
                 square = (slice(row, row + DETAIL), slice(col, col + DETAIL))
-                if not record.valid[square].mean() > 0.9:
+                there = record.valid[square]
+                if not np.count_nonzero(there) > 0.9 * there.size:
                     continue
                 rect = Rect(core.row0 + row, core.col0 + col, core.row0 + row + DETAIL, core.col0 + col + DETAIL)
                 inside = rect & core
                 if inside is not None:
-                    entry = (int(edges[square].sum()), inside)
+                    entry = (int(np.count_nonzero(edges[square])), inside)
                     push = heapq.heappush if len(self.densest) < 8 * DETAILS else heapq.heappushpop
                     push(self.densest, entry)
 

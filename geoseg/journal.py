@@ -52,7 +52,7 @@ class BlockRecord:
     thumbnail: NDArray[np.uint8]
     """``(3, ⌈h/f⌉, ⌈w/f⌉)`` the imagery itself, averaged, for the report."""
     parts: bytes
-    """The block's outlines (:class:`geoseg.polygonize.Parts`)."""
+    """The block's buildings (:class:`geoseg.wholes.Found`)."""
     facts: dict[str, Any]
     """Numbers and messages: windows run, device, seconds by stage, unreadable pieces of inputs."""
 
@@ -101,7 +101,7 @@ class BlockRecord:
             area = height * width
             probability = _unpacked(arrays["probability"], area).reshape(height, width)
             valid, mask = (
-                np.unpackbits(_unpacked(arrays[name], -(-area // 8)), count=area).reshape(height, width).astype(bool)
+                np.unpackbits(_unpacked(arrays[name], -(-area // 8)), count=area).reshape(height, width).view(bool)
                 for name in ("valid", "mask")
             )
         except _NO_RECORD as error:

@@ -43,7 +43,13 @@ def up(array: NDArray[np.generic], device: torch.device) -> Tensor:
     here, lane = torch.cuda.current_stream(device), _stream(device, "up")
     held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
     with torch.cuda.stream(lane):
-        there = held.to(device, non_blocking=True)
+        try:
+            there = held.to(device, non_blocking=True)
+        except torch.OutOfMemoryError:
+            # What torch keeps for itself may be enough.
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+            there = held.to(device, non_blocking=True)
     here.wait_stream(lane)
     there.record_stream(here)
     return there

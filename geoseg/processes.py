@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,6 +33,8 @@ FEWEST = 512
 """Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
 WORTH = 8192
 """Buildings that processes are started for, which takes a second."""
+WORTH_BLOCKS = 4
+"""Blocks that are likely to have so many."""
 
 
 class Pool(ProcessPoolExecutor):
@@ -42,6 +45,12 @@ class Pool(ProcessPoolExecutor):
         # Nothing is ever sent: the other end closes when this process is gone.
         alive, self._end = context.Pipe(duplex=False)
         super().__init__(count, context, _begin, (alive, begin, given))
+        self.count = count
+
+    def warm_up(self) -> None:
+        """Start all processes and let them import what straightening outlines takes, without waiting for that."""
+        for _ in range(self.count):
+            self.submit(import_module, "geoseg.vectorise")
 
 
 def _begin(alive: Connection, begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
@@ -72,6 +81,17 @@ def how_many(started: bool = False) -> int:
     return cores() if ours or started else 1
 
 
+@contextmanager
+def pool_for(processes: int, blocks: int) -> Iterator[Pool | None]:
+    """Yield processes that are getting ready while something else is done, or None where they would not be worth it."""
+    if processes < 2 or blocks < WORTH_BLOCKS:
+        yield None
+        return
+    with Pool(processes) as pool:
+        pool.warm_up()
+        yield pool
+
+
 def shares(buildings: int, processes: int) -> tuple[int, int]:
     """Return how many processes to use for so many buildings, and how many buildings a batch should have."""
     if processes < 2 or buildings < WORTH:
@@ -80,8 +100,16 @@ def shares(buildings: int, processes: int) -> tuple[int, int]:
     return min(processes, math.ceil(buildings / size)), size
 
 
-def side_by_side(work: Callable[[Item], Out], items: Iterable[Item], processes: int) -> Iterator[Out]:
+def side_by_side(
+    work: Callable[[Item], Out], items: Iterable[Item], processes: int, ready: Pool | None = None
+) -> Iterator[Out]:
     """Yield ``work(item)`` for each item in their order, computed by several processes; few items are held at a time.
+
+    Args:
+        work: What is done; it must travel to other processes.
+        items: What it is done to.
+        processes: How many.
+        ready: Processes that have been started already.
 
     Raises:
         WorkerError: A process died.
@@ -94,7 +122,7 @@ def side_by_side(work: Callable[[Item], Out], items: Iterable[Item], processes: 
     if len(first) < 2:
         yield from map(work, first)
         return
-    with Pool(processes) as pool:
+    with nullcontext(ready) if ready is not None else Pool(processes) as pool:
         running: deque[Future[Out]] = deque()
         try:
             for item in chain(first, items):

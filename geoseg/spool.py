@@ -23,6 +23,7 @@ from shapely import Polygon
 
 from geoseg.errors import OutputError, SettingError
 from geoseg.processes import BATCH
+from geoseg.wholes import Wholes
 
 Polygons = NDArray[np.object_]
 """One-dimensional array of shapely polygons."""
@@ -166,24 +167,40 @@ class Spool:
         """
         remaining = iter(buildings)
         while chunk := list(islice(remaining, BATCH)):
-            rows = self._rows(chunk)
-            with self._explained():
-                self._database.execute("BEGIN")
-                try:
-                    self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-                except sqlite3.IntegrityError as error:
-                    raise SettingError("two buildings have the same first pixel") from error
-                self._database.execute("COMMIT")
+            self._insert(self._rows(chunk))
+
+    def add_wholes(self, wholes: Wholes) -> None:
+        """Keep the whole buildings of a block."""
+        if len(wholes):
+            keys = self._keys(wholes.first).tolist()
+            facts = wholes.pixels.tolist(), wholes.probability_sums.tolist(), wholes.boxes.tolist()
+            rows = zip(keys, wholes.wkb(), *facts, strict=True)
+            self._insert((key, outline, pixels, total, *box) for key, outline, pixels, total, box in rows)
+
+    def _keys(self, first: NDArray[np.int64]) -> NDArray[np.int64]:
+        rows, cols = first.T
+        outside = (rows < 0) | (cols < 0) | (cols >= self._width)
+        if outside.any():
+            pixel = tuple(first[np.argmax(outside)].tolist())
+            raise SettingError(f"pixel {pixel} is not in a mosaic of {self._width} columns")
+        keys: NDArray[np.int64] = rows * self._width + cols
+        return keys
+
+    def _insert(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        with self._explained():
+            self._database.execute("BEGIN")
+            try:
+                self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            except sqlite3.IntegrityError as error:
+                raise SettingError("two buildings have the same first pixel") from error
+            self._database.execute("COMMIT")
 
     def _rows(self, buildings: list[Building]) -> Iterator[tuple[int, bytes, int, int, int, int, int, int]]:
         polygons = polygons_array([one.polygon for one in buildings])
         outlines, boxes = shapely.to_wkb(polygons), shapely.bounds(polygons)
         boxes[:, 2:] = np.ceil(boxes[:, 2:])
-        for one, outline, box in zip(buildings, outlines, boxes.tolist(), strict=True):
-            row, col = one.first
-            if row < 0 or not 0 <= col < self._width:
-                raise SettingError(f"pixel {one.first} is not in a mosaic of {self._width} columns")
-            key = int(row) * self._width + int(col)
+        keys = self._keys(np.array([one.first for one in buildings], np.int64)).tolist()
+        for one, key, outline, box in zip(buildings, keys, outlines, boxes.tolist(), strict=True):
             x0, y0, x1, y1 = map(math.floor, box)
             yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1
 

@@ -1,11 +1,11 @@
 """Convolutions of three by three with half the multiplications, on a CPU, in torch's own operations.
 
 Winograd's minimal filtering F(4, 3) gets four outputs of a filter of three taps from six products instead of twelve. It
-is applied along the rows (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", arXiv:1509.09308, which
-applies it along both axes): each quad of neighbouring pixels becomes six sums, which go through six convolutions of
-three rows and one column, oneDNN's, whose answers are summed up to four pixels again. The sums are passes over memory,
-so this pays where there are many channels: 1.5 to 1.7 times as fast with 256 and more, as much as oneDNN's own
-with 64 (tests/benchmarks/layers.py). Along both axes the passes would eat up what the products save.
+is applied along the rows (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", arXiv:1509.09308;
+there along both axes): each quad of neighbouring pixels becomes six sums, which go through six convolutions of three
+rows and one column, oneDNN's, whose answers are summed up to four pixels again. The sums are passes over memory, so it
+pays where there are many channels: it is 1.5 to 1.7 times as fast as oneDNN's own convolution with 256 and more, and no
+faster with 64 (tests/benchmarks/layers.py). Along both axes the passes eat up what the products save.
 
 The result differs from the plain convolution by about 1e-5 of its largest value.
 """

@@ -86,9 +86,10 @@ def test_memory_that_does_not_suffice() -> None:
     given = image(2048, 2048)
     predictor = Predictor(spread_net(), device="cuda")
     wanted = predictor.probabilities(*given, SCALING)
+    torch.cuda.synchronize()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 700 * 2**20) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 700 * 2**20) / total)
     try:
         found = predictor.probabilities(*given, SCALING)
     finally:
