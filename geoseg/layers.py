@@ -78,7 +78,7 @@ class TorchEngine:
         """See :class:`Engine`."""
         weight = layer.weight.contiguous(memory_format=torch.channels_last)
         margin, across = (int(side) for side in layer.padding)
-        fast = winograd.convolution(layer) if winograd.pays(layer) else None
+        fast = winograd.convolution(layer, relu) if winograd.pays(layer) else None
 
         def apply(rows: Tensor, top: bool, bottom: bool) -> Tensor:
             padding = margin * (top or bottom)
@@ -86,7 +86,8 @@ class TorchEngine:
                 answer = fast(rows, padding)
             else:
                 answer = F.conv2d(rows, weight, layer.bias, padding=(padding, across))
-            return inside(answer.relu_() if relu else answer, margin, top, bottom)
+                answer = answer.relu_() if relu else answer
+            return inside(answer, margin, top, bottom)
 
         return apply
 

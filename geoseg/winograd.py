@@ -54,10 +54,10 @@ def fits(rows: Tensor) -> bool:
     )
 
 
-def convolution(layer: nn.Conv2d) -> Callable[[Tensor, int], Tensor]:
+def convolution(layer: nn.Conv2d, relu: bool = False) -> Callable[[Tensor, int], Tensor]:
     """Return a layer as a function of values ``(N, in, H, W)`` and of the rows of zeros above and below them.
 
-    It returns ``(N, out, H + 2 · rows - 2, W)``, channels last.
+    It returns ``(N, out, H + 2 · rows - 2, W)``, channels last; with ``relu`` nothing that is negative.
     """
     exact = torch.tensor(_FILTER, dtype=torch.float64)
     weight = layer.weight.detach()
@@ -83,7 +83,10 @@ def convolution(layer: nn.Conv2d) -> Callable[[Tensor, int], Tensor]:
                 F.conv2d(six.permute(0, 3, 1, 2), weight, bias if number == 1 else None, padding=(padding, 0))
                 for number, (six, weight) in enumerate(zip(_taken_apart(quads, start, stop), filters, strict=True))
             ]
-            _put_together([answer.permute(0, 2, 3, 1) for answer in answers], pixels[:, :, start:stop])
+            some = pixels[:, :, start:stop]
+            _put_together([answer.permute(0, 2, 3, 1) for answer in answers], some)
+            if relu:
+                some.relu_()
         return pixels.flatten(2, 3).permute(0, 3, 1, 2)
 
     return apply

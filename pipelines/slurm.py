@@ -46,8 +46,16 @@ def job_of(given: argparse.Namespace) -> dict[str, Any]:
     # A worker that ends before its job is killed hands its work over in peace.
     leave = ["--lifetime", f"{max(60, seconds(given.walltime) - 300)}s", "--lifetime-stagger", "60s"]
     if given.gpus:
-        # One process and two threads: one block is read or vectorised while the other has the GPU.
-        gpu = {"cores": 2, "processes": 1, "job_cpu": given.cores, "memory": "32GB"}
+        # One worker, whose processes read and vectorise blocks while one has the GPU: as many as it has threads, which
+        # a worker that dask ends with its parent may not start.
+        threads = max(2, min(given.cores, 16))
+        gpu: dict[str, Any] = {
+            "cores": threads,
+            "processes": 1,
+            "job_cpu": given.cores,
+            "memory": f"{16 + 2 * threads}GB",
+        }
+        gpu["job_script_prologue"] = ["export DASK_DISTRIBUTED__WORKER__DAEMON=False"]
         extra = {"job_extra_directives": ["--gres=gpu:1"], "worker_extra_args": ["--resources", "GPU=1", *leave]}
         return {**common, **gpu, **extra}
     # Processes of up to eight cores, which one forward pass still uses well, and 6 GB.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from geoseg.gpus import may_have_gpu
+from geoseg.gpus import may_have_gpu, nvidia_gpus
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="device files are Linux's")
@@ -32,3 +32,24 @@ def test_no_gpu_that_torch_finds_is_denied() -> None:
     import torch
 
     assert may_have_gpu() or not torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("answer", "count"),
+    [
+        ("GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n", 2),
+        ("GPU 0: NVIDIA A100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-2)\n", None),
+        ("No devices found.\n", None),
+    ],
+)
+def test_the_driver_counts(answer: str, count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert nvidia_gpus() == count
+
+
+def test_without_the_driver_nobody_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nvidia_gpus() is None
