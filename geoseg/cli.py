@@ -131,7 +131,7 @@ work_options = options(
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
         default="auto",
         show_default=True,
-        help="Arithmetic of the network; auto is bf16 on GPUs, fp32 elsewhere.",
+        help="Arithmetic of the network; auto is fp16 on GPUs (bf16 for foreign networks), fp32 elsewhere.",
     ),
     click.option(
         "--engine",

@@ -151,8 +151,9 @@ class Following(AbstractContextManager["Following"]):
 
             for index, record in self._records(pool):
                 core = tiling.core_of(*index)
+                stored = self._settled.pop(index, True)
                 if record is None:
-                    if self._settled.get(index, True) and not planned.mosaic.is_blank(core):
+                    if stored and not planned.mosaic.is_blank(core):
                         message = "its stored result does not read"
                         followed.lost.append({"block": block_name(tiling, index), "message": message})
                 elif record.empty:

@@ -15,7 +15,7 @@ from geoseg.segment import Plan, crs_name
 from geoseg.segment import plan as make_plan
 from geoseg.settings import CELL_WHOLE, Settings
 from geoseg.tiling import Rect
-from geoseg.workers import CORES_PER_WORKER, OVERLAP, cores
+from geoseg.workers import CORES_PER_WORKER, OVERLAP, OVERLAP_GPU, cores
 
 if TYPE_CHECKING:
     from geoseg.mosaic import Mosaic
@@ -34,7 +34,7 @@ def estimate(inputs: str | Path | Iterable[str | Path], settings: Mapping[str, A
     Keys: ``files``, ``width``, ``height``, ``crs``, ``ground_gsd_m``, ``model``, ``device``, ``precision``,
     ``blocks``, ``blocks_with_data``, ``halo``, ``taper``, ``window``, ``forward_pixels_per_pixel``,
     ``pixels_per_second`` (forward, measured), ``seconds`` (for the arithmetic of all blocks with data on this
-    machine), ``memory_bytes`` (peak of one worker process), ``notes``, ``problems``.
+    machine), ``memory_bytes`` (peak of one worker and its processes), ``notes``, ``problems``.
     """
     chosen = Settings.of(settings)
     planned = make_plan(inputs, chosen)
@@ -43,6 +43,7 @@ def estimate(inputs: str | Path | Iterable[str | Path], settings: Mapping[str, A
     rate, device, precision, memory = _measure(planned)
     gpus = _gpus() if device.startswith("cuda") else 0
     workers = chosen.workers or gpus or max(1, cores() // CORES_PER_WORKER)
+    at_once = min(max(cores() // workers, OVERLAP), OVERLAP_GPU) if gpus else OVERLAP
     # Each GPU adds its own speed; workers on the CPU share the cores that the one window had to itself.
     together = min(workers, gpus) if gpus else 1
     ratio = tiling.forward_ratio() * (8 if chosen.tta else 1)
@@ -67,7 +68,7 @@ def estimate(inputs: str | Path | Iterable[str | Path], settings: Mapping[str, A
         "forward_pixels_per_pixel": round(ratio, 3),
         "pixels_per_second": round(rate),
         "seconds": round(forward / (rate * together), 1),
-        "memory_bytes": memory + OVERLAP * _block_bytes(mosaic, tiling.core + 2 * tiling.halo),
+        "memory_bytes": memory + at_once * _block_bytes(mosaic, tiling.core + 2 * tiling.halo),
         "headline": planned.headline,
         "notes": list(planned.notes),
         "problems": list(planned.problems),
