@@ -204,11 +204,11 @@ class Spool:
             x0, y0, x1, y1 = map(math.floor, box)
             yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1
 
-    def batches(self, beside: int | None = None, size: int = BATCH) -> Iterator[Outlines]:
+    def batches(self, beside: int | None = None, size: int | None = None) -> Iterator[Outlines]:
         """Yield all buildings in the order of their first pixels; may be called again.
 
         Args:
-            size: of a batch, in buildings.
+            size: of a batch, in buildings; None for :data:`BATCH`.
             beside: also give each batch the buildings of others whose boxes come within so many pixels of the box of
                 one of its own (but see :data:`LARGE`); None for no such buildings.
         """
@@ -228,7 +228,7 @@ class Spool:
                 break
             rows.append(row)
             held += len(row[1])
-            if len(rows) == size or held > BATCH_BYTES:
+            if len(rows) == (size or BATCH) or held > BATCH_BYTES:
                 yield self._batch(rows, beside)
                 rows, held = [], 0
         if rows:
