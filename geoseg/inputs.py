@@ -10,7 +10,8 @@ import urllib.request
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from geoseg.errors import InputError
+from geoseg.processes import batched, how_many, side_by_side
 from geoseg.raster import READ_ERRORS, is_remote, open_dataset, words
 
 SUFFIXES = frozenset(
@@ -37,6 +39,11 @@ _BESIDE = (".aux.xml", ".msk", ".AUX.XML", ".MSK")
 _WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".tab", ".TFW", ".TIFW", ".TIFFW", ".WLD", ".TAB")
 """Files beside a GeoTIFF that say where it lies or which pixels are valid: endings after its name, and in place of its
 own."""
+
+
+MANY, CHUNK = 1000, 200
+"""Files that several processes are started for, and how many of them each opens at a time. GDAL takes a millisecond and
+a half for a file, of which threads can share next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +156,29 @@ def read_headers(names: Sequence[str], bands: tuple[int, int, int] | None) -> tu
     ``bands`` are three bands counted from 1; by default the first three that are not alpha, a palette's colours, or the
     only band three times.
     """
+    processes = how_many() if len(names) >= MANY else 1
+    chunks = [names] if processes < 2 else list(batched(names, CHUNK))
+    answers = [answer for some in side_by_side(partial(_inspected, bands=bands), chunks, processes) for answer in some]
+    headers = [answer for answer in answers if isinstance(answer, Header)]
+    return headers, [answer for answer in answers if isinstance(answer, InputProblem)]
+
+
+def _inspected(names: Sequence[str], bands: tuple[int, int, int] | None) -> list[Header | InputProblem]:
+    """Return what some files say about themselves."""
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(min(8, len(names)), "headers") as pool,
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         answers = list(pool.map(lambda name: _inspect(name, bands), names))
-    headers = [answer for answer in answers if isinstance(answer, Header)]
-    return headers, [answer for answer in answers if isinstance(answer, InputProblem)]
+    # One object for each reference system: between processes each object travels as text, to be parsed again.
+    same: dict[str, RasterioCRS] = {}
+    return [
+        replace(answer, crs=same.setdefault(answer.crs.to_wkt(), answer.crs))
+        if isinstance(answer, Header) and answer.crs is not None
+        else answer
+        for answer in answers
+    ]
 
 
 def sort_out(headers: list[Header], problems: list[InputProblem]) -> list[Header]:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
@@ -98,6 +98,12 @@ def shares(buildings: int, processes: int) -> tuple[int, int]:
         return 1, BATCH
     size = min(max(math.ceil(buildings / (AHEAD * processes)), FEWEST), BATCH)
     return min(processes, math.ceil(buildings / size)), size
+
+
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items so many at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def side_by_side(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rasters import UTM, noise, only, write
+from affine import Affine
+from rasters import NORTH_UP, UTM, noise, only, write
 
 from geoseg.errors import InputError
 from geoseg.inputs import expand_inputs
@@ -154,3 +155,18 @@ def test_files_beside_a_geotiff_count(tmp_path: Path) -> None:
         os.utime(tmp_path / name, ns=(10**18, 2 * 10**18))
         assert open_mosaic([path])[0].sources[0].stamp == str(2 * 10**18)
         os.utime(tmp_path / name, ns=(10**18, 10**18))
+
+
+def test_processes_open_files_as_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        write(tmp_path / f"t{number}.tif", noise((3, 20, 30)), transform=NORTH_UP @ Affine.translation(30 * number, 0))
+    (tmp_path / "t4.tif").write_text("not a raster")
+    wanted = open_mosaic([tmp_path])
+    monkeypatch.setattr("geoseg.inputs.MANY", 3)
+    monkeypatch.setattr("geoseg.inputs.CHUNK", 2)
+    monkeypatch.setattr("geoseg.inputs.how_many", lambda: 2)
+    monkeypatch.setattr("geoseg.inputs._inspect", None)  # of this process
+    found = open_mosaic([tmp_path])
+    assert found == wanted
+    assert len(found[0].sources) == 8
+    assert [Path(problem.path).name for problem in found[1]] == ["t4.tif"]
