@@ -42,6 +42,8 @@ OVERLAP = 2
 """Blocks at once on a worker: one reads or vectorises while the other has the network."""
 OVERLAP_GPU = 16
 """The same on a worker with a GPU, at most: a GPU computes a block in less time than a core needs to read it."""
+BLOCK_BYTES = 2 << 30
+"""Memory to be there for each of them; 36 tiles of 5000 pixels took half of that."""
 QUEUED = 3
 """Blocks under way for each place, so that no worker idles while a result travels. With more than two, dask's scheduler
 keeps those that wait to itself until a place is free, instead of handing them to workers beforehand."""
@@ -100,6 +102,23 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+def blocks_at_once(threads: int, memory: int) -> int:
+    """Return how many blocks a worker with a GPU should have in hand.
+
+    Args:
+        threads: CPU cores that it may use.
+        memory: Bytes that it may use.
+    """
+    return max(OVERLAP, min(threads, OVERLAP_GPU, memory // BLOCK_BYTES))
+
+
+def memory() -> int:
+    """Return the bytes of memory that this process and its children may use."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)
 
 
 def threads_of_worker() -> int | None:
@@ -264,7 +283,7 @@ class Dask(AbstractContextManager["Dask"]):
         count = self._wanted or len(gpus) or max(1, min(cores() // CORES_PER_WORKER, self._tasks or cores()))
         self.threads = max(1, cores() // count)
         common = {
-            "nthreads": max(OVERLAP, min(self.threads, OVERLAP_GPU)) if gpus else OVERLAP,
+            "nthreads": blocks_at_once(self.threads, memory() // count) if gpus else OVERLAP,
             "memory_limit": 0,
             "silence_logs": logging.CRITICAL,
             "host": "127.0.0.1",

@@ -17,7 +17,7 @@ import pytest
 import geoseg.workers as module
 from geoseg.errors import SettingError, WorkerError
 from geoseg.segment import segment
-from geoseg.workers import OVERLAP, QUEUED, Dask, Here, cores, open_workers
+from geoseg.workers import OVERLAP, OVERLAP_GPU, QUEUED, Dask, Here, blocks_at_once, cores, memory, open_workers
 
 TESTS = Path(__file__).resolve().parent
 
@@ -466,3 +466,12 @@ def scheduler_ends(_job: None, item: int) -> int:
     if item == 5:
         os._exit(1)
     return item
+
+
+def test_blocks_in_the_hands_of_a_worker_with_a_gpu() -> None:
+    gib = 2**30
+    assert blocks_at_once(64, 512 * gib) == OVERLAP_GPU
+    assert blocks_at_once(6, 512 * gib) == 6
+    assert blocks_at_once(16, 16 * gib) == 8
+    assert blocks_at_once(1, gib) == OVERLAP
+    assert memory() > gib // 2
