@@ -114,7 +114,7 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     if crew is not None:
         try:
             return _with_crew(crew, job, block)
-        except BrokenProcessPool:
+        except (BrokenProcessPool, OSError):  # whatever else has a part in it happens again below
             dismiss(crew)
     clock = time.perf_counter()
     pixels, wanted, windows, problems = read(job, block)

@@ -6,7 +6,8 @@ its turn hundreds of times a block. So a worker with a GPU has as many processes
 the pixels of the blocks under way (anonymous memory, which is gone with the worker whatever happens), and the worker's
 threads have nothing to do but to wait and to feed the GPU.
 
-On Linux only; elsewhere, and where processes cannot be started, the worker does it all by itself.
+On Linux only; elsewhere, and where processes may not be started or may not see the worker's memory, the worker does it
+all by itself.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Crew:
 
     def __init__(self, job: Job, count: int) -> None:
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(MODULES))
-        self._job = job
+        self._job = job  # held, so that no other job gets its id, by which the crew is found
         self._pool = Pool(count, _begin, (job,))
         self._free: list[tuple[Shared, mmap.mmap]] = []
         self._lock = threading.Lock()
@@ -157,8 +158,12 @@ class Crew:
         return self._pool.submit(_record, index, memory, facts).result()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and give back the memory that no block uses."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for shared, _ in self._free:
+                os.close(shared.handle)
+            self._free.clear()
 
 
 _crews: dict[int, Crew] = {}
@@ -190,7 +195,7 @@ def wants_crew(job: Job) -> bool:
 
 
 def dismiss(crew: Crew) -> None:
-    """Do without a crew from now on: one of it has died."""
+    """Do without a crew from now on: one of it has died, or memory cannot be shared."""
     global _refused
     with _lock:
         _refused = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -54,6 +55,8 @@ class Pool(ProcessPoolExecutor):
 
 
 def _begin(alive: Connection, begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    # Ctrl-C reaches every process of a terminal; what it means is up to the one that the user started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(alive,), name="end", daemon=True).start()
     if begin is not None:
         begin(*given)
@@ -66,7 +69,7 @@ def _end_with(alive: Connection) -> None:
 
 
 def how_many(started: bool = False) -> int:
-    """Return how many processes outlines may take: one for each core, or one where new processes must not start.
+    """Return how many processes may share work: one for each core, or one where new processes must not start.
 
     Args:
         started: Whether processes have been started from here before.
@@ -101,7 +104,7 @@ def shares(buildings: int, processes: int) -> tuple[int, int]:
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Yield the items so many at a time."""
+    """Yield the items so many at a time (``itertools.batched`` from Python 3.12 on)."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
@@ -139,8 +142,8 @@ def side_by_side(
                 yield running.popleft().result()
         except BrokenProcessPool as error:
             raise WorkerError(
-                "a process that straightens outlines has ended, perhaps for want of memory; what was computed before "
-                "is kept, run the same command again to go on"
+                "a process that was started to share the work has ended, perhaps for want of memory; what was computed "
+                "before is kept, run the same command again to go on"
             ) from error
         finally:
             for future in running:

@@ -104,14 +104,14 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def blocks_at_once(threads: int, memory: int) -> int:
+def blocks_at_once(threads: int, available: int) -> int:
     """Return how many blocks a worker with a GPU should have in hand.
 
     Args:
         threads: CPU cores that it may use.
-        memory: Bytes that it may use.
+        available: Bytes of memory that it may use.
     """
-    return max(OVERLAP, min(threads, OVERLAP_GPU, memory // BLOCK_BYTES))
+    return max(OVERLAP, min(threads, OVERLAP_GPU, available // BLOCK_BYTES))
 
 
 def memory() -> int:

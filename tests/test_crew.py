@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,22 @@ def test_a_dead_process_is_done_without(job: Job, with_crew: None, monkeypatch: 
     assert module.crew_of(job) is None  # and it is not tried again
 
 
+def test_memory_that_cannot_be_shared_is_done_without(
+    job: Job, with_crew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the kernel lets no process look at another."""
+    wanted = run_block(job, (0, 0))
+    (crew,) = module._crews.values()
+    taken = crew.read
+
+    def refused(index: tuple[int, int], memory: Shared) -> object:
+        return taken(index, Shared(memory.owner, 10_000, memory.size))
+
+    monkeypatch.setattr(crew, "read", refused)
+    same(run_block(job, (0, 0)), wanted)
+    assert module.crew_of(job) is None
+
+
 def test_errors_come_as_they_are(job: Job, with_crew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from geoseg.errors import SettingError
 
@@ -87,7 +103,7 @@ def test_errors_come_as_they_are(job: Job, with_crew: None, monkeypatch: pytest.
 
 def test_memory_is_used_again_and_not_kept(job: Job) -> None:
     crew = Crew.__new__(Crew)
-    crew._free, crew._lock = [], __import__("threading").Lock()
+    crew._free, crew._lock = [], threading.Lock()
     with crew.memory(4096) as (small, _), crew.memory(8192) as (large, _):
         assert small != large
     with crew.memory(5000) as (again, _):
@@ -156,4 +172,3 @@ def test_processes_end_with_their_worker_however_that_ends(city: Path, narrow_mo
 
 def test_no_crew_without_a_gpu(job: Job) -> None:
     assert module.crew_of(job) is None
-    assert BrokenProcessPool is not None

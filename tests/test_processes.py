@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -67,6 +68,15 @@ def test_errors_come_as_they_are() -> None:
 def test_a_process_that_dies() -> None:
     with pytest.raises(WorkerError, match="run the same command again"):
         list(side_by_side(die, range(9), 2))
+
+
+def interrupts(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+def test_an_interruption_is_for_the_main_program() -> None:
+    assert list(side_by_side(interrupts, range(4), 2)) == [0, 1, 2, 3]
 
 
 def test_shares() -> None:
