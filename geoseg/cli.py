@@ -138,8 +138,8 @@ work_options = options(
         type=click.Choice(["auto", "torch", "mnn"]),
         default="auto",
         show_default=True,
-        help="Arithmetic on a CPU: auto is torch; mnn (pip install 'geoseg[fast]') may be quicker on some processors, and "
-        "is checked to be within half a grey level of it on a piece of the first window.",
+        help="Arithmetic on a CPU: auto is torch; mnn (pip install 'geoseg[fast]') may be quicker on some processors, "
+        "and is checked to be within half a grey level of it on a piece of the first window.",
     ),
     click.option(
         "--workers",
