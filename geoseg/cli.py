@@ -135,11 +135,11 @@ work_options = options(
     ),
     click.option(
         "--engine",
-        type=click.Choice(["auto", "torch", "mnn"]),
+        type=click.Choice(["auto", "torch", "native"]),
         default="auto",
         show_default=True,
-        help="Arithmetic on a CPU: auto is torch; mnn (pip install 'geoseg[fast]') may be quicker on some processors, "
-        "and is checked to be within half a grey level of it on a piece of the first window.",
+        help="Arithmetic on a CPU: native, geoseg's own kernels, checked against torch on a piece of the first window; "
+        "torch; auto is native where the processor has AVX2 or NEON.",
     ),
     click.option(
         "--workers",

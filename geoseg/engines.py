@@ -1,8 +1,7 @@
-"""Which engine runs a network over rows, and whether it can be trusted: torch, or MNN where it is asked for.
+"""Which engine runs a network over rows, and whether it can be trusted.
 
-``auto`` is torch. MNN chooses its kernels by the number of threads, and its rounding with them, so its results are the
-same to half a grey level only, not to the byte, when the number of threads is another: whoever wants that says so.
-On a GPU torch computes the layers in another arrangement (:mod:`geoseg.gpu_layers`).
+On a CPU that is ``native``, geoseg's own kernels, compiled for the processor (:mod:`geoseg.native`), and torch where
+they cannot be. On a GPU torch computes the layers in another arrangement (:mod:`geoseg.gpu_layers`).
 
 Whatever differs from torch's plain layers is compared with them once, on pixels of the first window that it is given;
 an engine that does not agree is not used.
@@ -19,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geoseg import mnn
+from geoseg import native
 from geoseg.errors import SettingError
 from geoseg.gpu_layers import GpuEngine, scale_for
 from geoseg.layers import Engine, Rows, TorchEngine
+from geoseg.native_layers import NativeEngine
 from geoseg.stream import Network
 from geoseg.unet import UNet11, UNet16
 
-ENGINES = ("auto", "torch", "mnn")
+ENGINES = ("auto", "torch", "native")
 TRIAL = 256
 """Pixels, the side of what an engine is compared on."""
 AGREE = 0.5 / 255
@@ -49,15 +49,13 @@ class Fast:
     leave: Callable[[Rows], Tensor]
 
     @classmethod
-    def mnn(cls, threads: int) -> Fast:
-        """MNN on the CPU."""
-        engine = mnn.MnnEngine(threads)
-        return cls(
-            "mnn",
-            engine,
-            lambda pixels: engine.rows(pixels.numpy()),
-            lambda rows: torch.from_numpy(engine.array(rows)),
-        )
+    def native(cls, net: nn.Module) -> Fast | None:
+        """Geoseg's own kernels on this processor; None where they cannot be, or have nothing to do."""
+        machine = native.ready()
+        if machine is None or not any(native.computes(layer) for layer in net.modules()):
+            return None
+        engine = NativeEngine(machine)
+        return cls("native", engine, engine.rows, engine.whole)
 
     @classmethod
     def gpu(cls, net: nn.Module, precision: str) -> Fast:
@@ -70,9 +68,8 @@ class Streamed:
     """A network that takes images over rows."""
 
     def __init__(self, net: nn.Module, fast: Fast | None, precision: str = "fp32") -> None:
-        self._plain = Network(net, TorchEngine())
-        self._fast = fast
-        self._network = None if fast is None else Network(net, fast.engine)
+        self._net, self._fast = net, fast
+        self._network = Network(net, TorchEngine() if fast is None else fast.engine)
         self._precision = precision
         self.name = "torch" if fast is None else fast.name
         self._trusted = fast is None
@@ -107,13 +104,13 @@ class Streamed:
         apart = 1.0 if found is None else float((wanted - found.sigmoid()).abs().max())
         self._trusted = True
         if not apart <= allowed:  # also when it is not a number
-            self._fast = self._network = None
-            self.name = f"torch ({'mnn is' if self.name == 'mnn' else 'its fast layers are'} {apart:.2g} off)"
+            self._fast, self._network = None, Network(self._net, TorchEngine())
+            self.name = f"torch ({'native is' if self.name == 'native' else 'its fast layers are'} {apart:.2g} off)"
 
     def _push(self) -> Push:
-        if self._fast is None or self._network is None:
-            return self._plain.stream().push
         stream, fast = self._network.stream(), self._fast
+        if fast is None:
+            return stream.push
 
         def push(pixels: Tensor, last: bool) -> Tensor | None:
             rows = stream.push(fast.enter(pixels), last)
@@ -122,29 +119,26 @@ class Streamed:
         return push
 
 
-def open_engine(
-    wanted: str, net: nn.Module, device: torch.device, precision: str, threads: int | None
-) -> Streamed | None:
+def open_engine(wanted: str, net: nn.Module, device: torch.device, precision: str) -> Streamed | None:
     """Return what runs the network over rows; None where it cannot be: a network that is not of geoseg.
 
     Args:
-        wanted: ``torch``, ``mnn``, or ``auto``, which is torch.
+        wanted: ``torch``, ``native``, or ``auto``: native where it can be.
         net: The network.
         device: Where it lies.
-        precision: MNN computes in float32 only.
-        threads: CPU threads; None for as many as torch takes.
+        precision: Native computes in float32 only.
 
     Raises:
-        SettingError: MNN is asked for by name and cannot do it.
-        ModelError: MNN is asked for by name and not installed.
+        SettingError: Native is asked for by name and cannot do it.
     """
     if wanted not in ENGINES:
         raise SettingError(f"engine {wanted!r} is not one of {', '.join(ENGINES)}")
     fits = isinstance(net, UNet11 | UNet16)
-    able = fits and device.type == "cpu" and precision == "fp32" and mnn.suits(net)
-    if wanted == "mnn" and not able:
+    able = fits and device.type == "cpu" and precision == "fp32" and wanted != "torch"
+    fast = Fast.native(net) if able else None
+    if wanted == "native" and fast is None:
         raise SettingError(
-            "the engine mnn computes geoseg's own networks, with filters in multiples of 4, on the CPU in float32; "
+            "the engine native computes geoseg's own networks on the CPU in float32, on a processor with AVX2 or NEON; "
             "leave --engine out, or add --device cpu --precision fp32"
         )
     if not fits:
@@ -152,9 +146,7 @@ def open_engine(
     if device.type == "cuda":
         return Streamed(net, Fast.gpu(net, precision), precision)
     keep_freed_memory()
-    if wanted == "mnn":
-        return Streamed(net, Fast.mnn(threads or torch.get_num_threads()))
-    return Streamed(net, None, precision)
+    return Streamed(net, fast, precision)
 
 
 def keep_freed_memory() -> None:

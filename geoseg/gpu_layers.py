@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from geoseg.layers import Added, Conv, Layer, TorchEngine, inside
+from geoseg.layers import Added, Conv, TorchEngine, inside, whole
 
 WIDE = 64
 """Channels out of a convolution that matrix units are busy with."""
@@ -67,11 +67,11 @@ class GpuEngine(TorchEngine):
         """See :class:`geoseg.layers.Engine`."""
         return self._once(layer, "added", lambda: self._conv_added(layer))
 
-    def double(self, layer: nn.Module) -> Layer:
+    def double(self, layer: nn.Module) -> Conv:
         """See :class:`geoseg.layers.Engine`."""
         if isinstance(layer, nn.ConvTranspose2d):
             return self._once(layer, "double", lambda: self._double(layer))
-        return layer
+        return super().double(layer)
 
     def pool(self, rows: Tensor) -> Tensor:
         """See :class:`geoseg.layers.Engine`."""
@@ -131,18 +131,18 @@ class GpuEngine(TorchEngine):
 
         return apply
 
-    def _double(self, layer: nn.ConvTranspose2d) -> Layer:
+    def _double(self, layer: nn.ConvTranspose2d) -> Conv:
         weight, margin = unfolded_up(layer.weight.detach())
         weight, bias, out = self._kernel(weight), self._bias(layer, 4), layer.out_channels
 
-        def apply(rows: Tensor) -> Tensor:
+        def apply(rows: Tensor, top: bool, bottom: bool) -> Tensor:
             answer = conv_relu(rows, weight, bias, (1, 1))
             if margin:  # a kernel of two reads one row and one column above and left of the first
                 answer = answer[:, :, 1:, 1:]
             count, _, height, width = answer.shape
             spread = answer.permute(0, 2, 3, 1).unflatten(3, (2, 2, out))  # rows, columns, down, right, channels
             spread = spread.transpose(2, 3).reshape(count, 2 * height, 2 * width, out)
-            return spread.permute(0, 3, 1, 2)
+            return whole(spread.permute(0, 3, 1, 2), top, bottom)
 
         return apply
 

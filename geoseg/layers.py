@@ -19,15 +19,8 @@ Rows = Any
 """Some rows of one layer's values, ``(1, channels, rows, width)``, in whatever form the engine holds them."""
 
 
-class Layer(Protocol):
-    """What an engine makes of a layer of the network: values in, values out."""
-
-    def __call__(self, rows: Rows, /) -> Rows:
-        """Return the layer's answer."""
-
-
 class Conv(Protocol):
-    """A convolution of stride one that keeps the width."""
+    """A layer that looks at the rows around: a convolution that keeps the size, or an upsampling by two."""
 
     def __call__(self, rows: Rows, top: bool, bottom: bool, /) -> Rows:
         """Return the rows whose neighbours are there; above the top and below the bottom of the image is zero."""
@@ -43,20 +36,29 @@ class Added(Protocol):
 class Engine(Protocol):
     """Who does the arithmetic."""
 
+    copies: bool
+    """Whether rows that are stacked are copied."""
+
     def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
         """A convolution of stride one that keeps the size."""
 
     def conv_added(self, layer: nn.Conv2d) -> Added:
         """The same, to whose answer something is added, with ReLU."""
 
-    def double(self, layer: nn.Module) -> Layer:
-        """An upsampling by two with ReLU where it is a transposed convolution: ``n`` rows to ``2 n``."""
+    def double(self, layer: nn.Module) -> Conv:
+        """An upsampling by two with ReLU where it is a transposed convolution.
+
+        Of ``2 n`` rows the outermost two see beyond the ``n`` that they come from; they are there at the image's ends.
+        """
 
     def pool(self, rows: Rows) -> Rows:
         """Return the largest of each 2 × 2 values; the number of rows is even."""
 
     def height(self, rows: Rows) -> int:
         """Return the number of rows."""
+
+    def thin(self, rows: Rows) -> int:
+        """Return how many rows of the image the finest levels are to take at a time."""
 
     def cut(self, rows: Rows, start: int, stop: int) -> Rows:
         """Return rows ``start`` to ``stop - 1``."""
@@ -73,6 +75,8 @@ class Engine(Protocol):
 
 class TorchEngine:
     """torch, on the device and in the type of the network's parameters."""
+
+    copies = True
 
     def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
         """See :class:`Engine`."""
@@ -96,11 +100,11 @@ class TorchEngine:
         conv = self.conv(layer, False)
         return lambda rows, addend, top, bottom: conv(rows, top, bottom).add_(addend).relu_()
 
-    def double(self, layer: nn.Module) -> Layer:
+    def double(self, layer: nn.Module) -> Conv:
         """See :class:`Engine`."""
         if isinstance(layer, nn.ConvTranspose2d):
-            return lambda rows: layer(rows).relu_()
-        return layer
+            return lambda rows, top, bottom: whole(layer(rows).relu_(), top, bottom)
+        return lambda rows, top, bottom: whole(layer(rows), top, bottom)
 
     def pool(self, rows: Tensor) -> Tensor:
         """See :class:`Engine`."""
@@ -109,6 +113,10 @@ class TorchEngine:
     def height(self, rows: Tensor) -> int:
         """See :class:`Engine`."""
         return rows.shape[2]
+
+    def thin(self, rows: Tensor) -> int:
+        """See :class:`Engine`."""
+        return max(self.height(rows), 1)
 
     def cut(self, rows: Tensor, start: int, stop: int) -> Tensor:
         """See :class:`Engine`."""
@@ -132,3 +140,8 @@ def inside(answer: Tensor, margin: int, top: bool, bottom: bool) -> Tensor:
     if top == bottom or not margin:
         return answer
     return answer[:, :, :-margin] if top else answer[:, :, margin:]
+
+
+def whole(answer: Tensor, top: bool, bottom: bool) -> Tensor:
+    """Return those of twice the rows that saw all they look at."""
+    return answer[:, :, int(not top) : answer.shape[2] - (not bottom)]

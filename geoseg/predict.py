@@ -34,7 +34,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
-_STRIP_PIXELS = 3 << 18
+_STRIP_PIXELS = 1 << 20
 """Pixels that enter a streamed network at once: enough for the coarsest level to have some rows."""
 _GPU_STRIP, _GPU_BYTES = 30_000_000, 768
 """The same on a GPU, whose thousands of cores want more (64 channels of them have 2³¹ values, which is as far as its
@@ -120,7 +120,7 @@ class Predictor:
             output: What the network answers with: ``logits`` or ``probability``.
             align: What both sides of an image must be multiples of; one that is not is reflected at its right and
                 bottom side, and cut again.
-            engine: Who does the arithmetic of a U-Net on the CPU: ``auto``, ``torch`` or ``mnn``.
+            engine: Who does the arithmetic of a U-Net on the CPU: ``auto``, ``torch`` or ``native``.
         """
         self.device = choose_device(device)
         fixed, own = getattr(net, "fixed_precision", False), isinstance(net, UNet11 | UNet16)
@@ -143,7 +143,7 @@ class Predictor:
                 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             free, _ = torch.cuda.mem_get_info(self.device)
             self._strip = min(_GPU_STRIP, free // _GPU_BYTES)
-        self._streamed = open_engine(engine, self._net, self.device, self.precision, threads)
+        self._streamed = open_engine(engine, self._net, self.device, self.precision)
         self._rescue: Streamed | None = None
 
     @property
@@ -268,7 +268,7 @@ class Predictor:
         if self.precision == "fp16" and not bool(answer.isfinite().all()):
             # Values beyond the range of float16, in spite of the scaling.
             if self._rescue is None:
-                self._rescue = open_engine("torch", self._net, self.device, "bf16", self.threads)
+                self._rescue = open_engine("torch", self._net, self.device, "bf16")
             if self._rescue is not None:
                 answer = self._over_rows(self._rescue, "bf16", rows, shape)
         return answer

@@ -65,7 +65,7 @@ class Settings:
     precision: str = "auto"
     """``auto``, ``fp32``, ``bf16`` or ``fp16``."""
     engine: str = "auto"
-    """Who does the arithmetic on a CPU: ``torch``, which is also ``auto``, or ``mnn`` (:mod:`geoseg.engines`)."""
+    """Who does the arithmetic on a CPU: ``native``, ``torch`` or ``auto`` (:mod:`geoseg.engines`)."""
     workers: int | None = None
     """Local worker processes; 0 computes in this process; None chooses."""
     scheduler: str | None = None

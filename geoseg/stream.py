@@ -89,21 +89,6 @@ class _Padded:
         return start + self.margin * (start > 0), stop - self.margin * (not bottom)
 
 
-class _Onto:
-    """A convolution whose answer is added to what came over the skip connection."""
-
-    def __init__(self, engine: Engine, layer: nn.Conv2d) -> None:
-        self._layer = engine.conv_added(layer)
-        self.margin = layer.kernel_size[0] // 2
-
-    def __call__(self, rows: Rows, skip: Rows, top: bool, bottom: bool) -> Rows:
-        return self._layer(rows, skip, top, bottom)
-
-    def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
-        """As of :class:`_Padded`."""
-        return start + self.margin * (start > 0), stop - self.margin * (not bottom)
-
-
 class Step(Protocol):
     """A part of the network as rows pass through it."""
 
@@ -167,93 +152,57 @@ class _Convs(_Segment):
 
 
 class _Double(_Segment):
-    """Upsampling by two, behind a convolution with ReLU where there is one."""
+    """Upsampling by two."""
 
-    def __init__(self, engine: Engine, up: nn.Module, conv: nn.Conv2d | None = None) -> None:
+    def __init__(self, engine: Engine, up: nn.Module) -> None:
         super().__init__(engine)
-        self._up = engine.double(up)
-        self._before = _Padded(engine, [] if conv is None else [(conv, True)])
+        self._apply = engine.double(up)
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
-        return _doubled(*self._before.span(start, stop, bottom), bottom)
+        # The outermost two rows see beyond the rows that they come from.
+        return (2 * start + 1 if start else 0), (2 * stop if bottom else 2 * stop - 1)
 
     def needed(self, row: int) -> int:
-        return (row - 1) // 2 - self._before.margin
+        return (row - 1) // 2
 
     def compute(self, rows: Rows, start: int, stop: int, bottom: bool) -> Rows:
-        first, end = self._before.span(start, stop, bottom)
-        return _whole(self._engine, self._up(self._before(rows, start == 0, bottom)), first, end, bottom)
+        return self._apply(rows, start == 0, bottom)
 
 
 class _Joined(_Segment):
-    """Upsampling by two behind a convolution that the skip connection is added to."""
+    """A convolution whose answer is added to what came over the skip connection."""
 
-    def __init__(self, engine: Engine, up: nn.Module, conv: nn.Conv2d, skip: _Pieces) -> None:
+    def __init__(self, engine: Engine, conv: nn.Conv2d, skip: _Pieces) -> None:
         super().__init__(engine)
-        self._up = engine.double(up)
-        self._before = _Onto(engine, conv)
+        self._apply = engine.conv_added(conv)
+        self._margin = conv.kernel_size[0] // 2
         self._skip = skip
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
-        return _doubled(*self._before.span(start, stop, bottom), bottom)
+        return start + self._margin * (start > 0), stop - self._margin * (not bottom)
 
     def needed(self, row: int) -> int:
-        return (row - 1) // 2 - self._before.margin
-
-    def compute(self, rows: Rows, start: int, stop: int, bottom: bool) -> Rows:
-        first, end = self._before.span(start, stop, bottom)
-        rows = self._before(rows, self._skip.get(first, end), start == 0, bottom)
-        begin = max(self.needed(2 * end - 1), 0)
-        self._skip.drop(self._before.span(begin, stop, bottom)[0])
-        return _whole(self._engine, self._up(rows), first, end, bottom)
-
-
-def _doubled(first: int, end: int, bottom: bool) -> tuple[int, int]:
-    """Return which of twice the rows are complete: the outermost two see beyond the rows that they come from."""
-    return (2 * first + 1 if first else 0), (2 * end if bottom else 2 * end - 1)
-
-
-def _whole(engine: Engine, answer: Rows, first: int, end: int, bottom: bool) -> Rows:
-    """Return the complete ones of twice the rows ``first`` to ``end - 1``."""
-    height = 2 * (end - first)
-    return engine.cut(answer, int(first > 0), height - (not bottom)) if first or not bottom else answer
-
-
-class _Last(_Segment):
-    """The last level's convolution, the skip's half of which waits, and the logits."""
-
-    def __init__(self, engine: Engine, conv: nn.Conv2d, final: nn.Conv2d, skip: _Pieces) -> None:
-        super().__init__(engine)
-        self._conv, self._final = _Onto(engine, conv), engine.conv(final, False)
-        self._skip = skip
-
-    def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
-        return self._conv.span(start, stop, bottom)
-
-    def needed(self, row: int) -> int:
-        return row - self._conv.margin
+        return row - self._margin
 
     def compute(self, rows: Rows, start: int, stop: int, bottom: bool) -> Rows:
         first, end = self.span(start, stop, bottom)
-        both = self._conv(rows, self._skip.get(first, end), start == 0, bottom)
-        self._skip.drop(end if end > self._conv.margin else 0)
-        return self._final(both, start == 0, bottom)
+        both = self._apply(rows, self._skip.get(first, end), start == 0, bottom)
+        self._skip.drop(end if end > self._margin else 0)
+        return both
 
 
 class _Level(_Segment):
     """A level of the encoder: its convolutions, the skip connection, and the pooling that leads to the next."""
 
-    def __init__(
-        self, engine: Engine, convs: Sequence[nn.Conv2d], skip: _Pieces, half: nn.Conv2d | None, inner: Step
-    ) -> None:
+    def __init__(self, engine: Engine, convs: Sequence[nn.Conv2d], skip: _Pieces, half: nn.Conv2d | None) -> None:
         super().__init__(engine)
         self._convs = _Padded(engine, [(conv, True) for conv in convs])
         self._half = _Padded(engine, [] if half is None else [(half, False)])
-        self._skip, self._inner = skip, inner
+        self._skip = skip
 
     def span(self, start: int, stop: int, bottom: bool) -> tuple[int, int]:
         first, end = self._convs.span(start, stop, bottom)
-        return first // 2, end // 2
+        return max(first // 2, self._done), end // 2
 
     def needed(self, row: int) -> int:
         # Of the convolutions' rows both the pooling and the skip's own convolution want some again; poolings begin
@@ -265,17 +214,13 @@ class _Level(_Segment):
         engine = self._engine
         first, end = self._convs.span(start, stop, bottom)
         values = self._convs(rows, start == 0, bottom)
-        head, tail = self._half.span(first, end, bottom)
+        begin = max(self._skip.stop - self._half.margin, first)
+        head, tail = self._half.span(begin, end, bottom)
         if tail > self._skip.stop:
-            half = self._half(values, first == 0, bottom)
+            half = self._half(engine.cut(values, begin - first, end - first), begin == 0, bottom)
             self._skip.add(engine.cut(half, self._skip.stop - head, tail - head))
             self._skip.drop(self._skip.start)
-        height = end - first
-        return engine.pool(values if height % 2 == 0 else engine.cut(values, 0, height - 1))
-
-    def push(self, rows: Rows | None, last: bool) -> Rows | None:
-        """Return what comes back from the deeper levels."""
-        return self._inner.push(super().push(rows, last), last)
+        return engine.pool(engine.cut(values, 2 * self._done - first, end - end % 2 - first))
 
 
 class _Beside:
@@ -306,6 +251,27 @@ class _Chain:
         for step in self._steps:
             rows = step.push(rows, last)
         return rows
+
+
+class _Thin:
+    """Steps that take few rows at a time: what one of them answers is in the cache when the next looks at it."""
+
+    def __init__(self, engine: Engine, step: Step) -> None:
+        self._engine, self._step = engine, step
+
+    def push(self, rows: Rows | None, last: bool) -> Rows | None:
+        """See :class:`Step`."""
+        if rows is None:
+            return self._step.push(None, last)
+        engine = self._engine
+        height, some = engine.height(rows), engine.thin(rows)
+        found = []
+        for start in range(0, height, some):
+            stop = min(start + some, height)
+            part = self._step.push(engine.cut(rows, start, stop), last and stop == height)
+            if part is not None:
+                found.append(part)
+        return engine.stack(found) if found else None
 
 
 class Network:
@@ -347,29 +313,36 @@ class Network:
         """
         engine = self._engine
         inner: Step = _Chain([*_block(engine, self._center)])
+        down: list[Step] = []
+        up: list[Step] = []
         for number in reversed(range(len(self._levels))):
             decoder, (below, aside) = self._decoders[number], self._halves[number]
             skip, half = _Pieces(engine), True
             if isinstance(decoder, ConvRelu):
-                after: list[Step] = [_Last(engine, below, self._final, skip)]
+                after: list[Step] = [_Joined(engine, below, skip), _Convs(engine, [(self._final, False)])]
             elif isinstance(decoder.block[0], ConvRelu):
-                after = [_Joined(engine, decoder.block[1], below, skip)]
+                after = [_Joined(engine, below, skip), _Double(engine, decoder.block[1])]
             else:
                 # Upsampling comes before the convolution: half of its answer would wait at twice the resolution.
                 after, half = [_Beside(engine, skip), *_block(engine, decoder)], False
             convs = self._levels[number]
             # Where a strip has few rows, what the convolutions would compute again is more than what copying costs.
-            alone: list[Step] = [_Convs(engine, [(conv, True)]) for conv in convs] if number >= COARSE else []
-            level = _Level(engine, [] if alone else convs, skip, aside if half else None, inner)
-            inner = _Chain([*alone, level, *after])
-        return inner
+            many = number >= COARSE or not engine.copies
+            alone: list[Step] = [_Convs(engine, [(conv, True)]) for conv in convs] if many else []
+            level = _Level(engine, [] if alone else convs, skip, aside if half else None)
+            if number < COARSE:
+                down, up = [*alone, level, *down], [*up, *after]
+            else:
+                inner = _Chain([*alone, level, inner, *after])
+        return _Chain([_Thin(engine, _Chain(down)), inner, _Thin(engine, _Chain(up))])
 
 
 def _block(engine: Engine, block: Any) -> Iterator[Step]:
     """Yield the steps of a decoder's block without a skip connection of its own."""
     first, *others = (layer for layer in block.block if not isinstance(layer, nn.ReLU))
     if isinstance(first, ConvRelu):
-        yield _Double(engine, others[0], first.conv)
+        yield _Convs(engine, [(first.conv, True)])
+        yield _Double(engine, others[0])
     else:
         yield _Double(engine, first)
         yield _Convs(engine, [(layer.conv, True) for layer in others])
@@ -394,7 +367,11 @@ def _halves(conv: nn.Conv2d, aside: int) -> tuple[nn.Conv2d, nn.Conv2d]:
 
 
 def strips(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Yield ``(start, stop)`` of strips of ``rows`` rows each, the last one shorter; all are multiples of 32."""
-    step = max(rows // ALIGN, 1) * ALIGN
+    """Yield ``(start, stop)`` of strips of at most ``rows`` rows each, the last one shorter; all are multiples of 32.
+
+    Where there are several and they are not too short for it, they are multiples of 96: halved again and again, they
+    stay multiples of three or six, which fill tiles of six rows.
+    """
+    step = height if height <= rows else rows // (3 * ALIGN) * 3 * ALIGN or max(rows // ALIGN, 1) * ALIGN
     for start in range(0, height, step):
         yield start, min(start + step, height)

@@ -7,15 +7,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from geoseg import mnn
+from geoseg import native
 from geoseg.engines import AGREE, open_engine
-from geoseg.errors import ModelError, SettingError
+from geoseg.errors import SettingError
+from geoseg.native_layers import NativeEngine
 from geoseg.predict import Predictor, Scaling
 from geoseg.unet import UNet11, UNet16
 
 CPU = torch.device("cpu")
 SCALING = Scaling(0, 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-needs_mnn = pytest.mark.skipif(not mnn.available(), reason="MNN is not installed (pip install geoseg[fast])")
+needs_native = pytest.mark.skipif(native.machine() is None, reason="no kernels for this processor")
 
 
 def net(filters: int = 4) -> torch.nn.Module:
@@ -44,22 +45,35 @@ def answers(engine: str, network: torch.nn.Module, height: int, width: int, **mo
     return predictor
 
 
-@needs_mnn
-@pytest.mark.parametrize("make", [lambda: UNet11(4), lambda: UNet16(1, 4), lambda: UNet16(1, 8, True)])
+@needs_native
+@pytest.mark.parametrize(
+    "make", [lambda: UNet11(4), lambda: UNet11(8), lambda: UNet16(1, 4), lambda: UNet16(1, 8, True)]
+)
 @pytest.mark.parametrize("shape", [(32, 32), (160, 96), (704, 64)])
-def test_mnn_agrees_with_torch(make, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geoseg.predict._STRIP_PIXELS", 64 * shape[1])  # several strips
+def test_native_agrees_with_torch(make, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geoseg.predict._STRIP_PIXELS", 96 * shape[1])  # several strips
     network = spread(make())
-    plain, fast = answers("torch", network, *shape), answers("mnn", network, *shape)
-    assert (plain.engine, fast.engine) == ("torch", "mnn")
+    plain, fast = answers("torch", network, *shape), answers("native", network, *shape)
+    assert (plain.engine, fast.engine) == ("torch", "native")
     assert np.ptp(plain.found) > 100 * np.abs(plain.found - fast.found).max()
     assert np.abs(plain.found - fast.found).max() < AGREE
 
 
-@needs_mnn
+@needs_native
+def test_neither_threads_nor_windows_beside_it_matter() -> None:
+    network = net()
+    values, valid = image(288, 96)
+    one, three = (Predictor(network, device="cpu", engine="native", threads=n) for n in (1, 3))
+    wanted = one.probabilities(values, valid, SCALING)[0]
+    pair = np.concatenate([values[:, :, ::-1], values]), np.concatenate([valid, valid])
+    for found in (three.probabilities(values, valid, SCALING)[0], one.probabilities(*pair, SCALING)[1]):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)  # torch's layers, the first and the last, differ
+
+
+@needs_native
 def test_images_of_several_shapes_one_after_the_other() -> None:
     network = net()
-    fast = Predictor(network, device="cpu", engine="mnn", threads=1)
+    fast = Predictor(network, device="cpu", engine="native", threads=1)
     plain = Predictor(network, device="cpu", engine="torch", threads=1)
     for shape in ((96, 64), (32, 32), (96, 64), (64, 160), (96, 64)):
         given = image(*shape)
@@ -67,44 +81,51 @@ def test_images_of_several_shapes_one_after_the_other() -> None:
         assert np.abs(found - wanted).max() < AGREE
 
 
-def test_auto_is_torch() -> None:
-    assert Predictor(net(), device="cpu").engine == "torch"
+@needs_native
+def test_auto_is_native_for_float32_on_a_cpu() -> None:
+    assert Predictor(net(), device="cpu").engine == "native"
+    assert Predictor(net(), device="cpu", precision="bf16").engine == "torch"
 
 
-@needs_mnn
+@needs_native
 def test_an_engine_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = mnn.MnnEngine.array
-    monkeypatch.setattr(mnn.MnnEngine, "array", lambda self, rows: right(self, rows) + 0.1)
+    right = NativeEngine.whole
+    monkeypatch.setattr(NativeEngine, "whole", lambda self, rows: right(self, rows) + 0.1)
     network = net()
-    plain, found = answers("torch", network, 96, 64), answers("mnn", network, 96, 64)
-    assert found.engine.startswith("torch (mnn is 0.0")
+    plain, found = answers("torch", network, 96, 64), answers("native", network, 96, 64)
+    assert found.engine.startswith("torch (native is 0.")
     assert np.array_equal(found.found, plain.found)
 
 
-@needs_mnn
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    answers("mnn", net(), 64, 64)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_without_mnn_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnn, "find_spec", lambda name: None)
+def test_where_nothing_can_be_compiled_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ready", lambda: None)
     assert Predictor(net(), device="cpu").engine == "torch"
-    with pytest.raises(ModelError, match=r'pip install "geoseg\[fast\]"'):
-        Predictor(net(), device="cpu", engine="mnn")
+    with pytest.raises(SettingError, match="the engine native computes"):
+        Predictor(net(), device="cpu", engine="native")
 
 
-def test_mnn_is_refused_where_it_cannot_compute() -> None:
-    for given in ({"precision": "bf16"}, {"net": net(3)}, {"net": torch.nn.Conv2d(3, 1, 1)}):
+@pytest.mark.parametrize("error", [OSError("no memory may be executed"), RuntimeError("unknown processor")])
+def test_an_error_of_the_compiler_means_that_nothing_can_be_compiled(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(machine: object) -> None:
+        raise error
+
+    monkeypatch.setattr(native, "_compiled", refuse)
+    assert native.ready.__wrapped__() is None
+
+
+def test_native_is_refused_where_it_cannot_compute() -> None:
+    for given in ({"precision": "bf16"}, {"net": torch.nn.Conv2d(3, 1, 1)}):
         facts = {"net": net(), "precision": "fp32", **given}
-        with pytest.raises(SettingError, match="the engine mnn computes"):
-            open_engine("mnn", facts["net"], CPU, facts["precision"], 1)
-    with pytest.raises(SettingError, match="engine 'fast' is not one of auto, torch, mnn"):
-        open_engine("fast", net(), CPU, "fp32", 1)
+        with pytest.raises(SettingError, match="the engine native computes"):
+            open_engine("native", facts["net"], CPU, facts["precision"])
+    with pytest.raises(SettingError, match="engine 'fast' is not one of auto, torch, native"):
+        open_engine("fast", net(), CPU, "fp32")
 
 
 def test_other_networks_pass_whole() -> None:
-    assert open_engine("auto", torch.nn.Conv2d(3, 1, 1), CPU, "fp32", 1) is None
+    assert open_engine("auto", torch.nn.Conv2d(3, 1, 1), CPU, "fp32") is None
 
 
 def test_a_window_that_does_not_fit_passes_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,5 +144,5 @@ def test_a_window_that_does_not_fit_passes_in_strips(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(small, "_logits", limited)
     found = small.probabilities(*image(256, 64), SCALING)
-    assert seen == [256, 128, 64, 64, 64, 64]
+    assert seen == [256, 96, 64, 64, 64, 64]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)

@@ -35,9 +35,20 @@ def network(name: str) -> nn.Module:
     return net
 
 
-def over_rows(net: nn.Module, image: Tensor, cuts: list[tuple[int, int]]) -> list[Tensor]:
+class FewRows(TorchEngine):
+    """As an engine that has the finest levels take few rows at a time, and does not mind pieces."""
+
+    copies = False
+
+    def thin(self, rows: Tensor) -> int:
+        return 20
+
+
+def over_rows(
+    net: nn.Module, image: Tensor, cuts: list[tuple[int, int]], engine: type[TorchEngine] = TorchEngine
+) -> list[Tensor]:
     """Return what comes out after each strip."""
-    stream = Network(net, TorchEngine()).stream()
+    stream = Network(net, engine()).stream()
     height = image.shape[2]
     with torch.inference_mode():
         found = [stream.push(image[:, :, start:stop], stop == height) for start, stop in cuts]
@@ -46,26 +57,27 @@ def over_rows(net: nn.Module, image: Tensor, cuts: list[tuple[int, int]]) -> lis
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("rows", [32, 64, 96, 10_000])
-def test_strips_give_what_the_whole_image_gives(name: str, rows: int) -> None:
+@pytest.mark.parametrize("engine", [TorchEngine, FewRows])
+def test_strips_give_what_the_whole_image_gives(name: str, rows: int, engine: type[TorchEngine]) -> None:
     net = network(name)
     for height in (32, 64, 416):
         image = torch.randn(2, 3, height, 64)
         with torch.inference_mode():
             whole = net(image)
-        found = torch.cat(over_rows(net, image, list(strips(height, rows))), 2)
+        found = torch.cat(over_rows(net, image, list(strips(height, rows)), engine), 2)
         assert whole.std() > 0.01
         torch.testing.assert_close(found, whole, rtol=0, atol=NOISE)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=7), st.sampled_from(list(MAKERS)))
-def test_strips_may_be_of_any_heights(lengths: list[int], name: str) -> None:
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=7), st.sampled_from(list(MAKERS)), st.booleans())
+def test_strips_may_be_of_any_heights(lengths: list[int], name: str, few: bool) -> None:
     net = network(name)
     ends = torch.tensor([0, *lengths]).cumsum(0).mul(32).tolist()
     image = torch.randn(1, 3, ends[-1], 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         whole = net(image)
-    found = torch.cat(over_rows(net, image, list(pairwise(ends))), 2)
+    found = torch.cat(over_rows(net, image, list(pairwise(ends)), FewRows if few else TorchEngine), 2)
     torch.testing.assert_close(found, whole, rtol=0, atol=NOISE)
 
 
@@ -108,6 +120,16 @@ def test_other_networks_are_refused() -> None:
         Network(nn.Sequential(nn.Conv2d(3, 1, 1)), TorchEngine())
 
 
-@pytest.mark.parametrize(("height", "rows", "expected"), [(96, 64, [(0, 64), (64, 96)]), (64, 7, [(0, 32), (32, 64)])])
-def test_strips_are_multiples_of_32(height: int, rows: int, expected: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize(
+    ("height", "rows", "expected"),
+    [
+        (96, 64, [(0, 64), (64, 96)]),
+        (64, 7, [(0, 32), (32, 64)]),
+        (320, 200, [(0, 192), (192, 320)]),
+        (320, 320, [(0, 320)]),
+    ],
+)
+def test_strips_are_multiples_of_32_and_of_96_where_they_can_be(
+    height: int, rows: int, expected: list[tuple[int, int]]
+) -> None:
     assert list(strips(height, rows)) == expected
