@@ -156,9 +156,11 @@ class Vectors:
         self._write = function.write
         self.lanes = lanes
         self.kind = ir.VectorType(FLOAT, lanes)
-        name = f"llvm.fma.v{lanes}f32"
-        known = function.module.globals.get(name)
-        self._fma = known or ir.Function(function.module, ir.FunctionType(self.kind, [self.kind] * 3), name)
+        self._fma, self._maximum = (
+            function.module.globals.get(name)
+            or ir.Function(function.module, ir.FunctionType(self.kind, [self.kind] * arguments), name)
+            for name, arguments in ((f"llvm.fma.v{lanes}f32", 3), (f"llvm.maximum.v{lanes}f32", 2))
+        )
 
     def load(self, pointer: Value) -> Value:
         """Return what lies there."""
@@ -199,5 +201,9 @@ class Vectors:
         return self.fma(self.same(factor), value, total)
 
     def largest(self, first: Value, second: Value) -> Value:
-        """Return the larger one, lane by lane; not a number stays that."""
+        """Return the larger one, lane by lane; the first where it is not a number, which the second always is."""
         return self._write.select(self._write.fcmp_unordered(">", first, second), first, second)
+
+    def maximum(self, first: Value, second: Value) -> Value:
+        """Return the larger one, lane by lane, and what is not a number where either is not."""
+        return self._write.call(self._maximum, [first, second])

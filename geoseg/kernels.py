@@ -20,6 +20,7 @@ from math import prod
 from llvmlite import ir
 
 from geoseg.codegen import FLOAT, INDEX, POINTER, WORD, Function, Value, Vectors
+from geoseg.pool_kernel import write_pool
 
 PAIRS = (1.0, 2.0, 0.5)
 """The points are 0, these and their opposites, and infinity."""
@@ -91,13 +92,14 @@ _POINTERS = 10
 
 
 def module(machine: Machine) -> str:
-    """Return the kernels ``conv`` and ``double`` for a processor, in LLVM's language."""
+    """Return the kernels ``conv``, ``double`` and ``pool`` for a processor, in LLVM's language."""
     found = ir.Module("geoseg")
     products = [_product(found, machine, "product", machine.across)]
     if machine.panel > CHUNK:
         products.append(_product(found, machine, "product_last", CHUNK // machine.lanes))
     for kind in KINDS:
         _Kernel(found, machine, kind, products).write()
+    write_pool(found, machine.lanes)
     return str(found)
 
 

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from geoseg.kernels import CHUNK, CONV, DOUBLE, FIELDS, KINDS, POINTS, TABLES, Kind, Machine, module
+from geoseg.pool_kernel import POOL_FIELDS
 from geoseg.tiling import ceil_to
 
 _AVX512, _AVX2, _NEON = Machine(16, 14, 2), Machine(8, 6, 2), Machine(4, 6, 4)
-_SMALL = 1 << 14
-"""Products of channels in and out up to which filters stay in the cache. Larger ones are read from further away, which
+_AT_ONCE = ((1 << 14, 14), (1 << 16, 28))
+"""Tiles taken at once, up to so many products of channels in and out: larger filters are read from further away, which
 pays with more tiles."""
-_FEW, _MANY = 14, 56
-"""Tiles that are taken at once."""
+_MOST = 56
 
 
 def machine() -> Machine | None:
@@ -134,16 +134,32 @@ class Layer:
                 "at_once": at_once, "channels": self._channels, "out": self._out, "row": wide * self._out,
                 "aside": 0 if addend is None else self._out, "floor": self._floor,
             }  # fmt: skip
-            fields = (ctypes.c_int64 * len(FIELDS))(*[given[name] for name in FIELDS])
-            _in_threads(self._kernel, ctypes.addressof(fields), threads)
+            _run(self._kernel, FIELDS, given, threads)
         return answer
 
     def _at_once(self, tiles: int, threads: int) -> int:
         """Return how many tiles to take at once: what the cache likes, shared out evenly among the threads."""
         products = self._channels * self._out * self._kind.apart**2
-        most = _FEW if products <= _SMALL else _MANY
+        most = next((count for limit, count in _AT_ONCE if products <= limit), _MOST)
         rounds = max(-(-tiles // (most * threads)), 1)
         return ceil_to(max(-(-tiles // (rounds * threads)), 1), self._machine.rows)
+
+
+def pooled(rows: Sequence[Tensor], machine: Machine) -> Tensor:
+    """Return the largest of each 2 × 2 values of an even number of rows in pieces, of channels in multiples of 16."""
+    pieces = [_laid(piece) for piece in rows]
+    count, channels, _, width = pieces[0].shape
+    high, wide = sum(piece.shape[2] for piece in pieces) // 2, width // 2
+    answer = torch.empty((count, channels, high, wide), memory_format=torch.channels_last)
+    for number in range(count):
+        lines = _addresses(pieces, number)
+        counter = ctypes.c_int64(0)
+        given = {
+            "given": ctypes.addressof(lines), "answer": answer[number].data_ptr(),
+            "group": ctypes.addressof(counter), "high": high, "wide": wide, "channels": channels,
+        }  # fmt: skip
+        _run(_compiled(machine)["pool"], POOL_FIELDS, given, torch.get_num_threads())
+    return answer
 
 
 def packed(weight: Tensor, kind: Kind, panel: int) -> Tensor:
@@ -160,7 +176,7 @@ def packed(weight: Tensor, kind: Kind, panel: int) -> Tensor:
     for start, stop, across in ((0, full, panel), (full, out, CHUNK)):
         if start < stop:
             taps = weight[start:stop].float().reshape(-1, across, channels, kind.taps**2).permute(3, 0, 2, 1)
-            found[:, start * channels : stop * channels] = both @ taps.reshape(kind.taps**2, -1)
+            torch.mm(both, taps.reshape(kind.taps**2, -1), out=found[:, start * channels : stop * channels])
     return found
 
 
@@ -207,11 +223,18 @@ def _compiled(machine: Machine) -> dict[str, int]:
     engine = binding.create_mcjit_compiler(binding.parse_assembly(module(machine)), target)
     engine.finalize_object()
     _kept.append(engine)
-    return {kind.name: engine.get_function_address(kind.name) for kind in KINDS}
+    names = [*(kind.name for kind in KINDS), "pool"]
+    return {name: engine.get_function_address(name) for name in names}
 
 
 _kept: list[Any] = []
 """What owns compiled code."""
+
+
+def _run(kernel: int, names: Sequence[str], given: dict[str, int], threads: int) -> None:
+    """Call a kernel with what its fields are."""
+    fields = (ctypes.c_int64 * len(names))(*[given[name] for name in names])
+    _in_threads(kernel, ctypes.addressof(fields), threads)
 
 
 def _in_threads(kernel: int, fields: int, threads: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from geoseg import native
-from geoseg.kernels import CONV, Machine
+from geoseg.kernels import CHUNK, CONV, Machine
 from geoseg.layers import Added, Conv, Rows, TorchEngine
 
 _CL = torch.channels_last
@@ -61,9 +61,9 @@ class NativeEngine:
 
     def pool(self, rows: Rows) -> Rows:
         """See :class:`geoseg.layers.Engine`."""
-        if any(piece.shape[2] % 2 for piece in rows):
-            rows = [self.whole(rows)]
-        return [self._torch.pool(piece) for piece in rows]
+        if rows[0].shape[1] % CHUNK:
+            return [self._torch.pool(self.whole(rows))]
+        return [native.pooled(rows, self._machine)]
 
     def height(self, rows: Rows) -> int:
         """See :class:`geoseg.layers.Engine`."""
@@ -94,7 +94,7 @@ class NativeEngine:
 
     def keep(self, rows: Rows) -> Rows:
         """See :class:`geoseg.layers.Engine`."""
-        return [piece.clone(memory_format=_CL) if _is_part(piece) else piece for piece in rows]
+        return [piece.clone(memory_format=_CL) if _holds_more(piece) else piece for piece in rows]
 
     def _once(self, layer: nn.Module, kind: str, make: Callable[[], Any]) -> Any:
         """Return what was made of a layer, which is held so that nobody else has its id."""
@@ -118,6 +118,7 @@ class NativeEngine:
         return lambda rows, addend, top, bottom: [other(self.whole(rows), self.whole(addend), top, bottom)]
 
 
-def _is_part(piece: Tensor) -> bool:
-    """Say whether a tensor holds on to more memory than it needs."""
-    return piece.untyped_storage().nbytes() > piece.numel() * piece.element_size()
+def _holds_more(piece: Tensor) -> bool:
+    """Say whether a tensor holds on to much more memory than it needs."""
+    held = piece.untyped_storage().nbytes()
+    return held > 2 * CACHE and held > 2 * piece.numel() * piece.element_size()

@@ -34,7 +34,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 _DIHEDRAL = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _GPU_BATCH = 16
-_STRIP_PIXELS = 1 << 20
+_STRIP_PIXELS = 5 << 17
 """Pixels that enter a streamed network at once: enough for the coarsest level to have some rows."""
 _GPU_STRIP, _GPU_BYTES = 30_000_000, 768
 """The same on a GPU, whose thousands of cores want more (64 channels of them have 2³¹ values, which is as far as its

@@ -254,21 +254,27 @@ class _Chain:
 
 
 class _Thin:
-    """Steps that take few rows at a time: what one of them answers is in the cache when the next looks at it."""
+    """Steps that take few rows at a time: what one of them answers is in the cache when the next looks at it.
 
-    def __init__(self, engine: Engine, step: Step) -> None:
-        self._engine, self._step = engine, step
+    Args:
+        engine: Who says how few.
+        steps: One after the other.
+        level: How many times the rows are halved on their way to the last of them.
+    """
+
+    def __init__(self, engine: Engine, steps: Sequence[Step], level: int = 0) -> None:
+        self._engine, self._steps, self._level = engine, _Chain(steps), level
 
     def push(self, rows: Rows | None, last: bool) -> Rows | None:
         """See :class:`Step`."""
         if rows is None:
-            return self._step.push(None, last)
+            return self._steps.push(None, last)
         engine = self._engine
-        height, some = engine.height(rows), engine.thin(rows)
+        height, some = engine.height(rows), engine.thin(rows) << self._level
         found = []
         for start in range(0, height, some):
             stop = min(start + some, height)
-            part = self._step.push(engine.cut(rows, start, stop), last and stop == height)
+            part = self._steps.push(engine.cut(rows, start, stop), last and stop == height)
             if part is not None:
                 found.append(part)
         return engine.stack(found) if found else None
@@ -312,10 +318,9 @@ class Network:
         from the top, that no further rows can change. All rows together and the width are multiples of 32.
         """
         engine = self._engine
-        inner: Step = _Chain([*_block(engine, self._center)])
-        down: list[Step] = []
+        down: Step = _Chain([])
         up: list[Step] = []
-        for number in reversed(range(len(self._levels))):
+        for number, convs in enumerate(self._levels):
             decoder, (below, aside) = self._decoders[number], self._halves[number]
             skip, half = _Pieces(engine), True
             if isinstance(decoder, ConvRelu):
@@ -325,16 +330,13 @@ class Network:
             else:
                 # Upsampling comes before the convolution: half of its answer would wait at twice the resolution.
                 after, half = [_Beside(engine, skip), *_block(engine, decoder)], False
-            convs = self._levels[number]
             # Where a strip has few rows, what the convolutions would compute again is more than what copying costs.
             many = number >= COARSE or not engine.copies
             alone: list[Step] = [_Convs(engine, [(conv, True)]) for conv in convs] if many else []
             level = _Level(engine, [] if alone else convs, skip, aside if half else None)
-            if number < COARSE:
-                down, up = [*alone, level, *down], [*up, *after]
-            else:
-                inner = _Chain([*alone, level, inner, *after])
-        return _Chain([_Thin(engine, _Chain(down)), inner, _Thin(engine, _Chain(up))])
+            down = _Thin(engine, [down, *alone, level], number)
+            up = [*after, *up] if number != COARSE else [*after, _Thin(engine, up)]
+        return _Chain([down, *_block(engine, self._center), *up])
 
 
 def _block(engine: Engine, block: Any) -> Iterator[Step]:

@@ -117,6 +117,15 @@ def test_not_a_number_is_not_hidden_by_the_relu() -> None:
     assert bool(found[0, :, 4, 5].isnan().all())
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_pooling_is_that_of_torch(machine: native.Machine) -> None:
+    rows = channels_last(2, 48, 10, 14)
+    rows[1, 7, 3, 3] = torch.nan
+    found = native.pooled([rows[:, :, :3], rows[:, :, 3:]], machine)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, nn.functional.max_pool2d(rows, 2), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
