@@ -27,7 +27,7 @@ from geoseg.stream import Network
 from geoseg.unet import UNet11, UNet16
 
 ENGINES = ("auto", "torch", "native")
-TRIAL = 256
+TRIAL = 128
 """Pixels, the side of what an engine is compared on."""
 AGREE = 0.5 / 255
 """How far two engines' probabilities may be apart: half a grey level of ``probability.tif``."""
@@ -70,6 +70,8 @@ class Streamed:
     def __init__(self, net: nn.Module, fast: Fast | None, precision: str = "fp32") -> None:
         self._net, self._fast = net, fast
         self._network = Network(net, TorchEngine() if fast is None else fast.engine)
+        if fast is not None:
+            self._network.stream()  # prepares all layers, which may be done while somebody reads
         self._precision = precision
         self.name = "torch" if fast is None else fast.name
         self._trusted = fast is None

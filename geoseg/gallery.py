@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from geoseg.block import sums
 from geoseg.footprints import Footprints
 from geoseg.journal import BlockRecord
 from geoseg.layout import ground_size
-from geoseg.overview import FOOTPRINTS_BUDGET, Overview
+from geoseg.overview import FOOTPRINTS_BUDGET, Overview, Pyramids
 from geoseg.packing import Packer
 from geoseg.picture import Preview
 from geoseg.segment import Plan, crs_name
@@ -129,6 +130,10 @@ class Drawn:
         self._near: list[list[shapely.Polygon]] = [[] for _ in self._rects]
         self._packer = Packer(FOOTPRINTS_BUDGET)
         self.areas = AreaHistogram()
+        # The footprints take about as long, and little of it in this process.
+        apart = ThreadPoolExecutor(1, "pyramids")
+        self._pyramids = apart.submit(Pyramids.of, tally.overview, tally.seen, tally.grey)
+        apart.shutdown(wait=False)
 
     def watch(self, batches: Iterable[Footprints]) -> Iterator[Footprints]:
         """Yield the batches unchanged."""
@@ -155,6 +160,7 @@ class Drawn:
             crs=crs_name(mosaic) if mosaic.crs is not None else "",
             geographic=mosaic.crs is not None and mosaic.crs.geographic,
             ground=ground_size(mosaic.wkt, mosaic.transform, cols / 2, rows / 2),
+            pyramids=self._pyramids.result(),
         )
         return overview, [self._detail(i, probability) for i in range(len(self._rects))]
 

@@ -19,7 +19,7 @@ from geoseg import wording as say
 from geoseg.errors import SettingError
 from geoseg.packing import AREA_STEPS, CHANCE_STEPS, UNITS, Packed
 from geoseg.picture import INFERNO, OUTLINE, Preview
-from geoseg.pyramid import TILE, Plane, build, reduced
+from geoseg.pyramid import TILE, Level, Plane, build, reduced
 
 IMAGERY_BUDGET = 6_400_000
 """Characters of the page for the tiles of the imagery."""
@@ -30,6 +30,20 @@ FOOTPRINTS_BUDGET = 3_000_000
 
 STILL = 900
 """Longest side of the picture that stands in where scripts do not run."""
+
+
+@dataclass(frozen=True)
+class Pyramids:
+    """The map's pictures as tiles, which take a while to encode."""
+
+    imagery: tuple[Level, ...]
+    probability: tuple[Level, ...]
+
+    @classmethod
+    def of(cls, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], probability: NDArray[np.uint8]) -> Pyramids:
+        """Encode the pictures of an :class:`Overview`."""
+        imagery = build(Plane(rgb, valid), IMAGERY_BUDGET)
+        return cls(imagery, build(Plane(probability, np.ones_like(valid)), PROBABILITY_BUDGET))
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,8 @@ class Overview:
     """True where they are longitude and latitude."""
     ground: tuple[float, float] | None = None
     """Metres on the ground of a pixel of the mosaic, along its row and along its column; None where not known."""
+    pyramids: Pyramids | None = None
+    """Where they have been made already."""
 
     def __post_init__(self) -> None:
         expected = tuple(-(-side // self.shrink) for side in self.shape)
@@ -99,8 +115,7 @@ class Overview:
         """Return what the page's script needs, as JSON values."""
         rows, cols = self.shape
         step = math.hypot(self.transform.a, self.transform.d) if self.transform else 1.0
-        imagery = build(Plane(self.rgb, self.valid), IMAGERY_BUDGET)
-        chance = build(Plane(self.probability, np.ones_like(self.valid)), PROBABILITY_BUDGET)
+        pyramids = self.pyramids or Pyramids.of(self.rgb, self.valid, self.probability)
         return {
             "width": cols,
             "height": rows,
@@ -116,8 +131,8 @@ class Overview:
             "ramp": [list(colour) for colour in INFERNO],
             "outline": list(OUTLINE),
             "tile": TILE,
-            "imagery": [level.facts() for level in imagery],
-            "probability": [level.facts() for level in chance],
+            "imagery": [level.facts() for level in pyramids.imagery],
+            "probability": [level.facts() for level in pyramids.probability],
             "footprints": base64.b64encode(self.footprints.data).decode("ascii"),
             "count": self.footprints.drawn,
             "units": UNITS,

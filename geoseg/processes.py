@@ -32,8 +32,8 @@ AHEAD = 2
 """Items in the hands of each process, so that none waits for this one."""
 FEWEST = 512
 """Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
-WORTH = 8192
-"""Buildings that processes are started for, which takes a second."""
+WORTH = 8192 if method() == "spawn" else 2048
+"""Buildings that processes are started for, which takes a second where they have to import everything themselves."""
 WORTH_BLOCKS = 4
 """Blocks that are likely to have so many."""
 

@@ -11,7 +11,10 @@ import multiprocessing
 import sys
 from contextlib import suppress
 
-MODULES = ("torch", "distributed.nanny", "geoseg.block", "geoseg.mosaic", "geoseg.predict", "geoseg.unet")
+MODULES = (
+    *("torch", "distributed.nanny"),
+    *("geoseg.block", "geoseg.mosaic", "geoseg.predict", "geoseg.unet", "geoseg.vectorise"),
+)
 """None of them starts a thread or touches a GPU when imported, so a process that has them can be forked."""
 
 
