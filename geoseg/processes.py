@@ -32,6 +32,8 @@ AHEAD = 2
 """Items in the hands of each process, so that none waits for this one."""
 FEWEST = 512
 """Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
+SHARES = 32
+"""Batches, unless they would have fewer or more buildings than that."""
 WORTH = 8192 if method() == "spawn" else 2048
 """Buildings that processes are started for, which takes a second where they have to import everything themselves."""
 WORTH_BLOCKS = 4
@@ -96,10 +98,13 @@ def pool_for(processes: int, blocks: int) -> Iterator[Pool | None]:
 
 
 def shares(buildings: int, processes: int) -> tuple[int, int]:
-    """Return how many processes to use for so many buildings, and how many buildings a batch should have."""
+    """Return how many processes to use for so many buildings, and how many buildings a batch should have.
+
+    Batches do not depend on the number of processes, as the bytes of a file may on the batches.
+    """
+    size = min(max(math.ceil(buildings / SHARES), FEWEST), BATCH)
     if processes < 2 or buildings < WORTH:
-        return 1, BATCH
-    size = min(max(math.ceil(buildings / (AHEAD * processes)), FEWEST), BATCH)
+        return 1, size
     return min(processes, math.ceil(buildings / size)), size
 
 

@@ -81,11 +81,15 @@ def test_an_interruption_is_for_the_main_program() -> None:
 
 def test_shares() -> None:
     assert shares(10**6, 1) == (1, BATCH)
-    assert shares(WORTH - 1, 16) == (1, BATCH)
-    count, size = shares(WORTH, 16)
-    assert (count, size) == (16, FEWEST)
     assert shares(10**6, 4) == (4, BATCH)
-    assert shares(WORTH, 3)[1] == -(-WORTH // 6)
+    assert shares(WORTH - 1, 16) == (1, FEWEST)
+    assert shares(WORTH, 2) == (2, FEWEST)
+    assert shares(WORTH, 64) == (-(-WORTH // FEWEST), FEWEST)
+
+
+@pytest.mark.parametrize("buildings", [0, 1, WORTH, 50_000, 10**6])
+def test_batches_do_not_depend_on_the_number_of_processes(buildings: int) -> None:
+    assert len({shares(buildings, processes)[1] for processes in (1, 2, 7, 64)}) == 1
 
 
 def test_new_processes_start_where_the_main_program_bears_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """``geoseg segment`` against the bare network and MONAI's sliding window, on the same pixels, in one run.
 
-    python tests/benchmarks/end_to_end.py IMAGE... [--model NAME|PATH] [--engines torch,mnn] [--monai FOLDER]
+    python tests/benchmarks/end_to_end.py IMAGE... [--model NAME|PATH] [--engines native,torch] [--monai FOLDER]
         [-- further options of segment]
 
 The floor is the network alone: eager torch, channels last, float32, 512 × 512 windows without overlap, pixels already
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+")
     parser.add_argument("--model")
-    parser.add_argument("--engines", default="torch")
+    parser.add_argument("--engines", default="native,torch")
     parser.add_argument("--monai", metavar="FOLDER")
     parser.add_argument("--windows", type=int, default=12, help="windows of the floor, before and after")
     given, options = parser.parse_known_args()
