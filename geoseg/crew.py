@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.errors import GeosegError
+from geoseg.gpus import may_have_gpu
 from geoseg.processes import Pool
 from geoseg.tiling import Block, Rect, Window
 from geoseg.workers import OVERLAP, threads_of_worker
@@ -187,11 +188,12 @@ def crew_of(job: Job) -> Crew | None:
 
 def wants_crew(job: Job) -> bool:
     """Say whether this worker has a GPU, threads to spare, and may start processes."""
-    import torch
-
     able = sys.platform == "linux" and not multiprocessing.current_process().daemon
-    gpu = job.device != "cpu" and torch.cuda.is_available()
-    return able and gpu and (threads_of_worker() or 1) > OVERLAP
+    if not able or job.device == "cpu" or not may_have_gpu():
+        return False
+    import torch  # which takes seconds, during which a block could be read
+
+    return torch.cuda.is_available() and (threads_of_worker() or 1) > OVERLAP
 
 
 def dismiss(crew: Crew) -> None:

@@ -209,9 +209,11 @@ class Mosaic:
         cols = reflect(np.arange(rect.col0, rect.col1), width)
         row0, col0 = int(rows.min()), int(cols.min())
         inner = self.read(Rect(row0, col0, int(rows.max()) + 1, int(cols.max()) + 1))
+        # Most of it is copied as it is; of the rest one axis after the other, as whole rows are copied fastest.
+        inside = self.extent & rect
+        core = None if inside is None else (inside.slices(rect), inside.slices(inner.rect))
         rows, cols = rows - row0, cols - col0
-        # One axis after the other: whole rows are copied much faster than single pixels.
-        values, valid = (array.take(rows, axis=-2).take(cols, axis=-1) for array in (inner.values, inner.valid))
+        values, valid = (_mirrored(array, rows, cols, core) for array in (inner.values, inner.valid))
         return Pixels(values, valid, rect, inner.problems)
 
     def inside_aoi(self, rect: Rect) -> np.ndarray:
@@ -361,3 +363,19 @@ def _check_options(bands: Sequence[int] | None, gsd: float | None, resampling: s
         raise SettingError(f"gsd is {gsd}; it must be metres per pixel above 0")
     if resampling not in Resampling.__members__ or resampling == "gauss":
         raise SettingError(f"resampling is {resampling!r}; try nearest, bilinear, cubic or average")
+
+
+def _mirrored(
+    array: np.ndarray, rows: np.ndarray, cols: np.ndarray, core: tuple[tuple[slice, slice], tuple[slice, slice]] | None
+) -> np.ndarray:
+    """Return ``array[..., rows[:, None], cols]``; ``core`` says where a part of it lies that is only shifted."""
+    if core is None:
+        return array.take(rows, axis=-2).take(cols, axis=-1)
+    (down, right), source = core
+    found = np.empty((*array.shape[:-2], len(rows), len(cols)), array.dtype)
+    found[..., down, right] = array[..., source[0], source[1]]
+    for beside in (slice(right.start), slice(right.stop, None)):
+        found[..., down, beside] = array[..., source[0], :].take(cols[beside], axis=-1)
+    for beyond in (slice(down.start), slice(down.stop, None)):
+        found[..., beyond, :] = array.take(rows[beyond], axis=-2).take(cols, axis=-1)
+    return found
