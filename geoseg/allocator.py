@@ -12,26 +12,32 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 GROWTH = 768 * 2**20
 """Bytes by which a process may grow before it gives back what it does not use."""
+EVERY_S = 10.0
+"""Seconds after which it does so in any case: where blocks take long, giving back is nothing beside them."""
 
 _lock = threading.Lock()
 _least: int | None = None
+_last = 0.0
 
 
 def give_back() -> None:
-    """Give freed memory back to the system if the process has grown much since that was done; only with glibc."""
-    global _least
+    """Give freed memory back to the system if that was long ago, or the process has grown since; only with glibc."""
+    global _least, _last
     trim = _trim()
     if trim is None:
         return
     with _lock:
-        if _least is None or resident() > _least + GROWTH:
+        long_ago = time.monotonic() - _last > EVERY_S
+        if _least is None or long_ago or resident() > _least + GROWTH:
             trim(0)
+            _last = time.monotonic()
             now = resident()
             _least = now if _least is None else min(_least, now)
 

@@ -265,8 +265,11 @@ def _openmp() -> Any:
     loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "omp" in line}
     ours = str(Path(torch.__file__).parent)
     for path in sorted((path for path in loaded if ".so" in path), key=lambda path: not path.startswith(ours)):
-        parallel = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-        if parallel is not None:
+        try:
+            parallel = ctypes.CDLL(path).GOMP_parallel
+        except (OSError, AttributeError):  # replaced since it was loaded; or another library with such a name
+            continue
+        else:
             parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             parallel.restype = None
             return parallel

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from geoseg.errors import WorkerError
-from geoseg.warm import method
+from geoseg.warm import is_warm, method
 from geoseg.workers import cores
 
 Item = TypeVar("Item")
@@ -34,8 +34,8 @@ FEWEST = 512
 """Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
 SHARES = 32
 """Batches, unless they would have fewer or more buildings than that."""
-WORTH = 8192 if method() == "spawn" else 2048
-"""Buildings that processes are started for, which takes a second where they have to import everything themselves."""
+WORTH, WORTH_COLD = 2048, 8192
+"""Buildings that processes are started for, which takes seconds where they have to import everything first."""
 WORTH_BLOCKS = 4
 """Blocks that are likely to have so many."""
 
@@ -103,7 +103,7 @@ def shares(buildings: int, processes: int) -> tuple[int, int]:
     Batches do not depend on the number of processes, as the bytes of a file may on the batches.
     """
     size = min(max(math.ceil(buildings / SHARES), FEWEST), BATCH)
-    if processes < 2 or buildings < WORTH:
+    if processes < 2 or buildings < (WORTH if is_warm() else WORTH_COLD):
         return 1, size
     return min(processes, math.ceil(buildings / size)), size
 

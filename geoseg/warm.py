@@ -18,6 +18,9 @@ MODULES = (
 """None of them starts a thread or touches a GPU when imported, so a process that has them can be forked."""
 
 
+_warm = False
+
+
 def method() -> str:
     """Return how worker processes start: ``forkserver`` or ``spawn``."""
     # On macOS system libraries that have been used do not survive a fork.
@@ -34,3 +37,10 @@ def warm_up() -> None:
     # Refused where a program without ``if __name__ == "__main__"`` is imported by a worker, which is told so later.
     with suppress(RuntimeError):
         forkserver.ensure_running()
+        global _warm
+        _warm = True
+
+
+def is_warm() -> bool:
+    """Say whether new processes have what they need as soon as they start, or soon after."""
+    return _warm

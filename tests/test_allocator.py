@@ -31,3 +31,19 @@ assert kept > 100 * 2**20, kept
 assert left < 40 * 2**20, left
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_it_also_goes_back_when_that_was_done_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    now = [100.0]
+    monkeypatch.setattr(allocator, "_trim", lambda: trims.append)
+    monkeypatch.setattr(allocator, "resident", lambda: 2**30)
+    monkeypatch.setattr(allocator, "_least", 2**30)
+    monkeypatch.setattr(allocator, "_last", 100.0)
+    monkeypatch.setattr(allocator.time, "monotonic", lambda: now[0])
+    allocator.give_back()
+    assert trims == []
+    now[0] += allocator.EVERY_S + 1
+    allocator.give_back()
+    allocator.give_back()
+    assert trims == [0]

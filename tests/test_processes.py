@@ -15,7 +15,7 @@ import pytest
 
 from geoseg import processes as module
 from geoseg.errors import SettingError, WorkerError
-from geoseg.processes import BATCH, FEWEST, WORTH, Pool, how_many, pool_for, shares, side_by_side
+from geoseg.processes import BATCH, FEWEST, WORTH, WORTH_COLD, Pool, how_many, pool_for, shares, side_by_side
 
 
 def square(number: int) -> tuple[int, int]:
@@ -79,12 +79,15 @@ def test_an_interruption_is_for_the_main_program() -> None:
     assert list(side_by_side(interrupts, range(4), 2)) == [0, 1, 2, 3]
 
 
-def test_shares() -> None:
+@pytest.mark.parametrize("warm", [True, False])
+def test_shares(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_warm", lambda: warm)
+    worth = WORTH if warm else WORTH_COLD
     assert shares(10**6, 1) == (1, BATCH)
     assert shares(10**6, 4) == (4, BATCH)
-    assert shares(WORTH - 1, 16) == (1, FEWEST)
-    assert shares(WORTH, 2) == (2, FEWEST)
-    assert shares(WORTH, 64) == (-(-WORTH // FEWEST), FEWEST)
+    assert shares(worth - 1, 16) == (1, FEWEST)
+    assert shares(worth, 2) == (2, FEWEST)
+    assert shares(worth, 64) == (-(-worth // FEWEST), FEWEST)
 
 
 @pytest.mark.parametrize("buildings", [0, 1, WORTH, 50_000, 10**6])
