@@ -18,7 +18,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
-from threading import Thread
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from geoseg.block import Computed, Job, run_block
@@ -42,6 +42,8 @@ HOPELESS = 8
 """When so many blocks fail in a row and none has succeeded, the run stops: it is not the blocks."""
 STREAMED = ("unet11", "unet16")
 """Architectures whose windows pass through in strips, so that large ones cost no memory."""
+IMPORTS_AFTER_S = 4.0
+"""Seconds after which the network surely computes, and leaves time to import something."""
 FOLDERS_CHECKED = 32
 """Folders of imagery that every worker of a cluster is asked for before the work begins."""
 GSD_TOLERANCE = 1.5
@@ -367,8 +369,11 @@ def compute(
         job = replace(planned.job, threads=workers.threads, device=device, tells=settings.scheduler is None)
         under_way = UnderWay(progress)
         workers.listen(under_way.hear)
-        # What comes after the blocks takes a second to import, and this process has little to do until then.
-        Thread(target=import_module, args=("geoseg.finish",), name="imports", daemon=True).start()
+        # What comes after the blocks takes a second to import, and this process has little to do until then; but where
+        # it computes them, importing what that takes comes first.
+        imports = Timer(IMPORTS_AFTER_S if alone else 0, import_module, ("geoseg.finish",))
+        imports.daemon = True
+        imports.start()
         outcomes: Iterator[tuple[tuple[int, int], Computed | Left | Exception]]
         if count == 0 and settings.scheduler is None:
             outcomes = workers.map(run_block, job, indices)

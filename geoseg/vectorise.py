@@ -28,7 +28,6 @@ from geoseg.spool import LARGE, Polygons, Spool
 from geoseg.square import reach_of, square_up
 from geoseg.subpixel import Chances, crossings
 from geoseg.tiling import Tiling
-from geoseg.vector import write_formats
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -144,6 +143,7 @@ def polygonize_file(
     from rasterio.errors import RasterioIOError
 
     from geoseg.mosaic import open_mosaic
+    from geoseg.vector import write_formats  # pandas and all: not for processes that straighten outlines
 
     # One band is read three times by the mosaic, which knows nodata, masks, georeference and broken files.
     checked = Settings(

@@ -11,6 +11,7 @@ import logging
 import math
 import multiprocessing
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -123,6 +124,8 @@ def memory() -> int:
 
 def threads_of_worker() -> int | None:
     """Return the threads of the dask worker that this runs on, None elsewhere."""
+    if "distributed" not in sys.modules:  # a worker has imported it
+        return None
     from distributed import get_worker
 
     try:
