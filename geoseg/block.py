@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from geoseg.allocator import give_back
 from geoseg.crew import Arrays, Crew, crew_of, dismiss
 from geoseg.journal import BlockRecord
+from geoseg.tiles import AVERAGE, Tiles, tiles_of
 from geoseg.tiling import ALIGN, Block, Rect, Tiling, Window, ceil_to
 from geoseg.workers import tell, threads_of_worker
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from geoseg.mosaic import Mosaic, Pixels
     from geoseg.predict import Predictor
     from geoseg.scaling import Scaling
+    from geoseg.settings import OutlineSettings
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Job:
     """CPU threads for the network; None to take what the worker has."""
     shrink: int
     """Pixels of the mosaic, along one side, for a pixel of the report's overview."""
+    outlines: OutlineSettings | None = None
+    """How workers straighten outlines; None where that is left to the driver."""
     tells: bool = False
     """Whether a block tells how far it has come (:func:`geoseg.workers.tell`): its index and its share done."""
 
@@ -197,14 +202,33 @@ def record(
     """Return a block's result from what is known of its core."""
     clock = time.perf_counter()
     from geoseg.polygonize import block_parts
+    from geoseg.sights import counted, shrunk
     from geoseg.wholes import Found
 
-    found = Found.of(block_parts(mask, grey, core)).to_bytes()
-    thumbnail = shrunk(values, valid, job.scaling, job.shrink)
+    def tiles(kind: str, pixels: NDArray[np.uint8]) -> Tiles:
+        return tiles_of(core, pixels, wanted, job.tiling.shape, average=AVERAGE[kind])
+
+    # Packing leaves Python to other threads.
+    with ThreadPoolExecutor(2, "packing") as pool:
+        packing = [
+            pool.submit(tiles, "mask", mask.view(np.uint8) * np.uint8(255)),
+            pool.submit(tiles, "probability", grey),
+        ]
+        found = Found.of(block_parts(mask, grey, core))
+        settled = b""
+        if job.outlines is not None:
+            from geoseg.settled import Settled
+
+            on_map = job.mosaic.transform, job.mosaic.wkt
+            settled = Settled.of(found, job.tiling.extent, job.outlines.rules(), *on_map).to_bytes()
+            facts = facts | {"outlines": job.outlines.facts()}
+        thumbnail = shrunk(values, valid, job.scaling, job.shrink)
+        counts = counted(core, mask, wanted)
+        rasters = [one.result() for one in packing]
     seconds = facts["seconds"] | {"vectorise": time.perf_counter() - clock}
-    facts = facts | {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
-    data = BlockRecord(grey, wanted, mask, thumbnail, found, facts).to_bytes()
-    return Computed(data, not facts["problems"], int(wanted.sum()))
+    facts = facts | {"seconds": {name: round(value, 4) for name, value in seconds.items()}} | counts
+    data = BlockRecord(rasters[0], rasters[1], thumbnail, found.to_bytes(), settled, facts).to_bytes()
+    return Computed(data, not facts["problems"], counts["valid_pixels"])
 
 
 class _Share:
@@ -288,47 +312,11 @@ def around(windows: Iterable[Window]) -> Rect:
 
 
 def empty(block: Block, problems: list[dict[str, Any]]) -> Computed:
-    """Return a block without data: nobody looks at more than the facts, so the arrays have no pixels."""
+    """Return a block without data: nobody looks at more than the facts."""
     from geoseg.polygonize import Parts
     from geoseg.wholes import Found
 
-    grey, none = np.zeros((0, 0), np.uint8), np.zeros((0, 0), bool)
     facts: dict[str, Any] = {"empty": True, "windows": 0, "forward_pixels": 0, "problems": problems}
     small = np.zeros((3, 0, 0), np.uint8)
-    record = BlockRecord(grey, none, none, small, Found.of(Parts.empty(block.core)).to_bytes(), facts)
+    record = BlockRecord(Tiles.none(), Tiles.none(), small, Found.of(Parts.empty(block.core)).to_bytes(), b"", facts)
     return Computed(record.to_bytes(), not problems, 0)
-
-
-def shrunk(values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scaling, factor: int) -> NDArray[np.uint8]:
-    """Return ``(3, H, W)`` stored values on [0, 1] averaged over ``factor`` × ``factor`` valid pixels, as 8 bit.
-
-    Ragged right and bottom sides average over what is there; squares without data are black.
-    """
-    low, high = scaling.low, scaling.high
-    kind: Any = values.dtype
-    if factor == 1 and kind == np.uint8 and (low, high) == (0, 255):
-        return values if valid.all() else np.where(valid, values, np.uint8(0))  # type: ignore[return-value]
-    if kind.kind == "f" or np.iinfo(kind).min < low or np.iinfo(kind).max > high:
-        values = np.clip(values.astype(np.float64), low, high)
-    count = sums(valid, factor)
-    if not valid.all():
-        values = np.where(valid, values, values.dtype.type(0))
-    total = sums(values, factor)
-    mean = (total / np.maximum(count, 1) - low) / (high - low)
-    return np.where(count > 0, np.rint(255 * mean), 0).astype(np.uint8)
-
-
-def sums(values: NDArray[np.generic], factor: int) -> NDArray[np.float64]:
-    """Return the sums of squares of ``factor`` pixels along the last two axes, smaller ones at the right and bottom."""
-    # Whole numbers stay such, which is exact and quick; rows first, as they lie in memory.
-    kind = np.float64 if values.dtype.kind == "f" else np.int64 if values.dtype.itemsize > 2 else np.uint32
-    height, width = (-(-side // factor) for side in values.shape[-2:])
-    rows = np.zeros((*values.shape[:-2], height, values.shape[-1]), kind)
-    total = np.zeros((*values.shape[:-2], height, width), kind)
-    for step in range(factor):
-        part = values[..., step::factor, :]
-        rows[..., : part.shape[-2], :] += part
-    for step in range(factor):
-        part = rows[..., step::factor]
-        total[..., : part.shape[-1]] += part
-    return total.astype(np.float64)

@@ -2,11 +2,11 @@
 
 GDAL's COG driver copies a finished raster: every pixel is packed, unpacked, packed into temporary overviews, unpacked
 and packed again, and the empty nine tenths of a sparse mosaic go the same way. That was a third of all that geoseg does
-besides the network (tests/benchmarks/stages.py). Here a tile is packed once and halved for the next overview; packed
-tiles wait in temporary files, one for each level, and are put together in the order of the format at the end
-(https://gdal.org/en/stable/drivers/raster/cog.html: directories first, then overviews from the smallest, then the tiles
-row by row, each with the tile of its mask behind it). Nothing that is held grows with the raster but the tiles' places,
-16 bytes each.
+besides the network (tests/benchmarks/stages.py). Here a tile is packed once and halved for the next overview, mostly by
+whoever computed the pixels (:mod:`geoseg.tiles`); packed tiles wait in temporary files, one for each level, and are put
+together in the order of the format at the end (https://gdal.org/en/stable/drivers/raster/cog.html: directories first,
+then overviews from the smallest, then the tiles row by row, each with the tile of its mask behind it). Nothing that is
+held grows with the raster but the tiles' places, 16 bytes each.
 
 Everything that describes the raster (georeference, band's name, scale) is taken from a tiny file that GDAL has written.
 """
@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +27,8 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from geoseg.tiles import TILE, Bools, Bytes, Piece, Tiles, cell_of, cells, level_shapes, pack, tiles_of
 from geoseg.tiling import Rect, ceil_to
-
-TILE = 512
-"""Side of a tile in pixels."""
-
-Bytes = NDArray[np.uint8]
-Bools = NDArray[np.bool_]
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _INTERPRETATION, _PREDICTOR, _OFFSETS, _SIZES = 254, 256, 257, 258, 262, 317, 324, 325
 _STRUCTURE = (258, 259, 262, 277, 284, 317, 322, 323, 339)
@@ -42,21 +36,10 @@ _STRUCTURE = (258, 259, 262, 277, 284, 317, 322, 323, 339)
 _OVERVIEW, _MASK = 1, 4
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
+_PLACE = 16 * 1024
+"""Bytes that places of pieces are multiples of."""
 _LARGEST = 2**32 - 2**20
 """Bytes from which a file is a BigTIFF."""
-
-
-def packed(data: bytes | Bytes) -> bytes:
-    """Return zlib's stream of a tile, the same for the same bytes.
-
-    Masks and probabilities are runs of equal bytes with narrow borders between them: looking for runs alone takes a
-    third of the time of zlib's usual level 6 and gives files 1 to 6 % larger.
-    """
-    stream = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    return stream.compress(data) + stream.flush()  # type: ignore[arg-type]  # an array is a buffer
-
-
-_ALL_VALID = packed(bytes([255]) * (TILE * TILE // 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,93 +91,77 @@ def _directory(content: bytes, at: int) -> tuple[dict[int, Tag], int]:
     return tags, struct.unpack_from("<I", content, at + 2 + 12 * count)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A rectangle of a level's pixels."""
-
-    rect: Rect
-    values: Bytes
-    valid: Bools
-
-
-Packed = tuple[bytes, bytes, _Piece | None]
-"""A packed tile, its mask, and the piece of the next overview that comes from it."""
-
-
 class _Level:
     """The raster or one of its overviews: packed tiles in a file, and pieces of tiles that are not whole yet."""
 
-    def __init__(self, shape: tuple[int, int], tiles: BinaryIO, pieces: BinaryIO, largest: int) -> None:
-        self.extent = Rect(0, 0, *shape)
-        self.grid = (-(-shape[0] // TILE), -(-shape[1] // TILE))
-        count = self.grid[0] * self.grid[1]
+    def __init__(self, shape: tuple[int, int], tiles: BinaryIO, pieces: BinaryIO) -> None:
+        self.shape = shape
+        count = -(-shape[0] // TILE) * -(-shape[1] // TILE)
         self.places = np.zeros(count, np.int64)
         """Where the packed tile begins in ``tiles``; its mask follows."""
         self.sizes = np.zeros((2, count), np.uint32)
         """Bytes of the packed tile, and of its mask; 0 where there is none."""
         self.tiles, self._pieces = tiles, pieces
         self._waiting: dict[int, list[tuple[Rect, int]]] = {}
-        self._free: list[int] = []
-        self._slot = largest + ceil_to(largest, 8) // 8
-        """Bytes of a piece: a byte and a bit for each pixel."""
+        self._free: dict[int, list[int]] = {}
+        """Places that nothing waits in any more, by their bytes."""
         self._end = 0
 
-    def _rect(self, number: int) -> Rect:
-        row, col = divmod(number, self.grid[1])
-        height, width = self.extent.shape
-        return Rect(row * TILE, col * TILE, min((row + 1) * TILE, height), min((col + 1) * TILE, width))
-
-    def take(self, piece: _Piece) -> Iterator[tuple[int, _Piece]]:
+    def take(self, piece: Piece) -> Iterator[tuple[int, Piece]]:
         """Yield the tiles that are whole with this piece, and keep the rest of it."""
-        rect = piece.rect
-        for row in range(rect.row0 // TILE, -(-rect.row1 // TILE)):
-            for col in range(rect.col0 // TILE, -(-rect.col1 // TILE)):
-                number = row * self.grid[1] + col
-                tile = self._rect(number)
-                part = tile & rect
-                if part is None:
-                    continue
-                inside = part.slices(rect)
-                own = _Piece(part, piece.values[inside], piece.valid[inside])
-                if part == tile:
-                    yield number, own
-                    continue
-                self._keep(number, own)
-                if sum(kept.area for kept, _ in self._waiting[number]) >= tile.area:
-                    yield number, self._whole(number)
+        for number, tile in cells(piece.rect, self.shape):
+            part = tile & piece.rect
+            if part is None:
+                continue
+            if part == tile:
+                yield number, piece.cut(part)
+                continue
+            self._keep(number, piece.cut(part))
+            if sum(kept.area for kept, _ in self._waiting[number]) >= tile.area:
+                yield number, self._whole(number, piece.level)
 
-    def _keep(self, number: int, piece: _Piece) -> None:
+    def _keep(self, number: int, piece: Piece) -> None:
         # As they are, in places that are used again: what waits at a time is a row of tiles.
-        place = self._free.pop() if self._free else self._pieces.seek(0, os.SEEK_END)
+        size = _room(piece.rect)
+        free = self._free.get(size)
+        place = free.pop() if free else self._pieces.seek(0, os.SEEK_END)
         data = np.ascontiguousarray(piece.values).tobytes() + np.packbits(piece.valid).tobytes()
         self._pieces.seek(place)
-        self._pieces.write(data.ljust(self._slot, b"\0"))
+        self._pieces.write(data.ljust(size, b"\0"))
         self._waiting.setdefault(number, []).append((piece.rect, place))
 
-    def _whole(self, number: int) -> _Piece:
+    def _whole(self, number: int, level: int) -> Piece:
         """Put the pieces of a tile together; what did not come has no data."""
-        tile = self._rect(number)
+        tile = cell_of(number, self.shape)
         values, valid = np.zeros(tile.shape, np.uint8), np.zeros(tile.shape, bool)
         for rect, place in self._waiting.pop(number):
             self._pieces.seek(place)
-            data = np.frombuffer(self._pieces.read(self._slot), np.uint8)
-            self._free.append(place)
+            size = _room(rect)
+            data = np.frombuffer(self._pieces.read(size), np.uint8)
+            self._free.setdefault(size, []).append(place)
             inside = rect.slices(tile)
             values[inside] = data[: rect.area].reshape(rect.shape)
             valid[inside] = np.unpackbits(data[rect.area :], count=rect.area).reshape(rect.shape).astype(bool)
-        return _Piece(tile, values, valid)
+        return Piece(level, tile, values, valid)
 
-    def rest(self) -> Iterator[tuple[int, _Piece]]:
+    def rest(self, level: int) -> Iterator[tuple[int, Piece]]:
         """Yield the tiles that have not become whole."""
         for number in sorted(self._waiting):
-            yield number, self._whole(number)
+            yield number, self._whole(number, level)
 
-    def store(self, number: int, tile: bytes, mask: bytes) -> None:
-        """Keep a packed tile."""
-        self.tiles.write(tile + mask)
-        self.places[number] = self._end
-        self.sizes[:, number] = len(tile), len(mask)
-        self._end += len(tile) + len(mask)
+    def store(self, numbers: NDArray[np.int64], sizes: NDArray[np.uint32], data: bytes | memoryview) -> None:
+        """Keep packed tiles.
+
+        Args:
+            numbers: Of each.
+            sizes: ``(n, 2)``: bytes of each, and of its mask.
+            data: Each with its mask behind it.
+        """
+        self.tiles.write(data)
+        both = sizes.sum(axis=1, dtype=np.int64)
+        self.places[numbers] = self._end + np.cumsum(both) - both
+        self.sizes[:, numbers] = sizes.T
+        self._end += int(both.sum())
 
 
 class Cog:
@@ -211,24 +178,19 @@ class Cog:
             path: Where the file is to be.
             shape: Rows and columns.
             template: Tags, from a file with the same georeference.
-            average: An overview's pixel is the mean of four, as far as they have data; otherwise it is the first.
+            average: As for :func:`geoseg.tiles.tiles_of`.
             threads: Tiles packed at once.
         """
-        self._path, self._template, self._average = path, template, average
+        self._path, self._template, self._average, self._shape = path, template, average, shape
         self._levels: list[_Level] = []
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(threads, "tiles"))
             self._map = map if threads == 1 else pool.map
-            number, (height, width) = 0, shape
-            while True:
+            for number, one in enumerate(level_shapes(shape)):
                 tiles, pieces = (
                     stack.enter_context(path.with_name(f"{kind}{number}").open("w+b")) for kind in ("tiles", "pieces")
                 )
-                self._levels.append(_Level((height, width), tiles, pieces, (TILE // 2) ** 2 if number else TILE**2))
-                if height <= TILE and width <= TILE:
-                    break
-                number, height, width = number + 1, -(-height // 2), -(-width // 2)
-            self._packing: tuple[int, list[int], Iterable[Packed]] = 0, [], ()
+                self._levels.append(_Level(one, tiles, pieces))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -243,38 +205,48 @@ class Cog:
         self._stack.close()
 
     def write(self, rect: Rect, values: Bytes, valid: Bools) -> None:
-        """Take a rectangle of pixels; values without data do not matter.
+        """Take a rectangle of pixels; values without data do not matter."""
+        self.add(tiles_of(rect, values, valid, self._shape, average=self._average, mapped=self._map))
 
-        Threads pack its tiles while the caller goes on, so the arrays must stay as they are until the next call.
+    def add(self, tiles: Tiles) -> None:
+        """Take what :func:`geoseg.tiles.tiles_of` made of a rectangle.
+
+        Raises:
+            ValueError: There are no such tiles in this raster.
         """
-        self._settle()
-        self._begin(0, list(self._levels[0].take(_Piece(rect, values, valid))))
+        counts = np.array([len(level.places) for level in self._levels])
+        levels, numbers = tiles.places.T
+        if ((levels < 0) | (levels >= len(counts))).any() or ((numbers < 0) | (numbers >= counts[levels])).any():
+            raise ValueError("tiles of another raster")
+        ends = np.cumsum(tiles.sizes.sum(axis=1, dtype=np.int64))
+        data = memoryview(tiles.data)
+        for level in np.unique(levels).tolist():
+            mine = np.flatnonzero(levels == level)
+            begin = int(ends[mine[0] - 1]) if mine[0] else 0
+            self._levels[level].store(numbers[mine], tiles.sizes[mine], data[begin : int(ends[mine[-1]])])
+        for piece in tiles.pieces:
+            if piece.level >= len(counts) or not Rect(0, 0, *self._levels[piece.level].shape).contains(piece.rect):
+                raise ValueError("a piece of another raster")
+            self._put(piece.level, list(self._levels[piece.level].take(piece)))
 
-    def _begin(self, level: int, tiles: list[tuple[int, _Piece]]) -> None:
-        """Let threads pack whole tiles of a level."""
-        average = None if level == len(self._levels) - 1 else self._average
-        whole = [(number, tile) for number, tile in tiles if tile.valid.any()]
-        packing = self._map(partial(_pack, average=average), [tile for _, tile in whole])
-        self._packing = level, [number for number, _ in whole], packing
-
-    def _settle(self) -> None:
-        """Keep what is packed, and pack those tiles of overviews that become whole thereby."""
-        level, numbers, packing = self._packing
-        while numbers:
-            tiles: list[tuple[int, _Piece]] = []
-            for number, (tile, mask, half) in zip(numbers, packing, strict=True):
-                self._levels[level].store(number, tile, mask)
+    def _put(self, level: int, tiles: list[tuple[int, Piece]]) -> None:
+        """Pack whole tiles of a level, and those of overviews that become whole thereby."""
+        while tiles:
+            average = None if level == len(self._levels) - 1 else self._average
+            whole = [(number, tile) for number, tile in tiles if tile.valid.any()]
+            tiles = []
+            packing = self._map(partial(pack, average=average), [tile for _, tile in whole])
+            for (number, _), (tile, mask, half) in zip(whole, packing, strict=True):
+                sizes = np.array([[len(tile), len(mask)]], np.uint32)
+                self._levels[level].store(np.array([number]), sizes, tile + mask)
                 if half is not None:
                     tiles.extend(self._levels[level + 1].take(half))
-            self._begin(level + 1, tiles)
-            level, numbers, packing = self._packing
+            level += 1
 
     def finish(self) -> None:
         """Write the file."""
-        self._settle()
         for number, level in enumerate(self._levels):
-            self._begin(number, list(level.rest()))
-            self._settle()
+            self._put(number, list(level.rest(number)))
         head, places = _head(self._levels, self._template)
         with self._path.open("wb") as out:
             out.write(head)
@@ -284,38 +256,9 @@ class Cog:
                 raise OSError(f"{out.tell()} bytes were written instead of {places}")
 
 
-def _pack(piece: _Piece, average: bool | None) -> Packed:
-    """Return a tile and its mask as they are stored, and the piece of the next overview; None asks for none."""
-    values = piece.values if piece.valid.all() else np.where(piece.valid, piece.values, np.uint8(0))
-    half = None if average is None else _halved(replace(piece, values=values), average)
-    if piece.rect.shape != (TILE, TILE):
-        missing = [(0, TILE - side) for side in piece.rect.shape]
-        values, valid = np.pad(values, missing), np.pad(piece.valid, missing)
-    else:
-        valid = piece.valid
-    mask = _ALL_VALID if valid.all() else packed(np.packbits(valid))
-    return packed(np.ascontiguousarray(values)), mask, half
-
-
-def _halved(piece: _Piece, average: bool) -> _Piece:
-    """Return a piece, which begins at an even row and column, at half the resolution."""
-    rect = piece.rect
-    small = Rect(rect.row0 // 2, rect.col0 // 2, -(-rect.row1 // 2), -(-rect.col1 // 2))
-    if not average:
-        return _Piece(small, piece.values[::2, ::2], piece.valid[::2, ::2])
-    even = [(0, ceil_to(side, 2) - side) for side in rect.shape]
-    if piece.valid.all():
-        mean = (_fours(np.pad(piece.values, even, "edge")) + np.uint16(2)) >> 2
-        return _Piece(small, mean.astype(np.uint8), np.ones(small.shape, bool))
-    total, count = _fours(np.pad(piece.values, even)), _fours(np.pad(piece.valid, even))
-    mean = (total + (count >> 1)) // np.maximum(count, 1)
-    return _Piece(small, mean.astype(np.uint8), count > 0)
-
-
-def _fours(pixels: NDArray[np.generic]) -> NDArray[np.uint16]:
-    """Return the sums of two by two pixels."""
-    wide = pixels.astype(np.uint16)
-    return wide[::2, ::2] + wide[::2, 1::2] + wide[1::2, ::2] + wide[1::2, 1::2]
+def _room(rect: Rect) -> int:
+    """Return the bytes of a place for a piece: a byte and a bit for each pixel, rounded up."""
+    return ceil_to(rect.area + -(-rect.area // 8), _PLACE)
 
 
 def _copy(level: _Level, out: BinaryIO) -> None:
@@ -337,8 +280,8 @@ def _head(levels: list[_Level], template: Template) -> tuple[bytes, int]:
             flags = (_OVERVIEW if number else 0) | (_MASK if kind else 0)
             if flags:
                 tags[_SUBFILE] = Tag.numbers(_LONG, flags)
-            tags[_WIDTH] = Tag.numbers(_LONG, level.extent.width)
-            tags[_HEIGHT] = Tag.numbers(_LONG, level.extent.height)
+            tags[_WIDTH] = Tag.numbers(_LONG, level.shape[1])
+            tags[_HEIGHT] = Tag.numbers(_LONG, level.shape[0])
             directories.append((tags, number, kind))
     # As GDAL has it: the raster, its mask, overviews, their masks.
     directories.sort(key=lambda one: (one[1] > 0, one[2], one[1]))

@@ -35,7 +35,7 @@ from geoseg.workers import OVERLAP, threads_of_worker
 if TYPE_CHECKING:
     from geoseg.block import Computed, Job
 
-MODULES = ("geoseg.block", "geoseg.mosaic", "geoseg.polygonize", "geoseg.raster")
+MODULES = ("geoseg.block", "geoseg.mosaic", "geoseg.raster", "geoseg.vectorise")
 _PAGE = 4096
 
 

@@ -62,20 +62,22 @@ def write_all(
     allowed = how_many(computed.started)
     with ExitStack() as stack:
         clock = time.perf_counter()
-        pool = stack.enter_context(pool_for(allowed, len(planned.tiling) - computed.blank))
+        # Where workers have straightened outlines, little is left to be shared.
+        blocks = 0 if computed.settled else len(planned.tiling) - computed.blank
+        pool = stack.enter_context(pool_for(allowed, blocks))
         followed = following.result(progress)
         tally, spool = followed.tally, followed.spool
         timings["rasters"] = time.perf_counter() - clock
         failures += [*tally.problems.values(), *followed.lost]
         clock = time.perf_counter()
         progress.stage("writing footprints", 1)
-        drawn = Drawn(planned, tally)
+        drawn = Drawn(planned, tally, out / "probability.tif")
         paths = [out / f"buildings.{name}" for name in settings.format]
         chances = None
         if settings.outline == "subpixel":
             chances = stack.enter_context(Field.open(out / "probability.tif", 255 * planned.job.threshold))
         rules = outline_rules(settings.min_area, settings.min_hole, planned.simplify_px, settings.square, chances)
-        processes, size = shares(len(spool), allowed)
+        processes, size = shares(len(spool), allowed, spool.open())
         outlines = spool.batches(rules.beside_px, size)
         batches = finish(outlines, mosaic.transform, mosaic.wkt, rules, processes, pool)
         destination = destination_of(settings)
@@ -97,7 +99,7 @@ def write_all(
         run["postgis"] = database.facts
     write_companions(out, planned, settings, run)
     clock = time.perf_counter()
-    overview, details = drawn.previews(out / "probability.tif")
+    overview, details = drawn.previews()
     write_report(out / "report.html", run, overview, details, drawn.areas)
     timings["report"] = time.perf_counter() - clock
     run["timings"] = {name: round(value, 3) for name, value in timings.items()}

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from geoseg.journal import BlockRecord, Journal
     from geoseg.progress import Progress
     from geoseg.segment import Plan
+    from geoseg.settled import Settled
     from geoseg.spool import Spool
-    from geoseg.tiling import Rect
 
 Index = tuple[int, int]
 
 AHEAD = 1 if cores() < 8 else 2
-"""Blocks that are unpacked while one is dealt with; each takes three bytes a pixel."""
+"""Blocks that are read while one is dealt with."""
 SHOWN_S = 0.2
 """How often progress is shown when only this is left to do."""
 
@@ -142,13 +142,8 @@ class Following(AbstractContextManager["Following"]):
         with (
             writing_cog(out / "mask.tif", geobox, "mask") as mask,
             writing_cog(out / "probability.tif", geobox, "probability") as probability,
-            ThreadPoolExecutor(2 + AHEAD, "following") as pool,
+            ThreadPoolExecutor(AHEAD, "following") as pool,
         ):
-
-            def write(core: Rect, record: BlockRecord) -> None:
-                mask.write(core, record.mask, record.valid)
-                probability.write(core, record.probability, record.valid)
-
             for index, record in self._records(pool):
                 core = tiling.core_of(*index)
                 stored = self._settled.pop(index, True)
@@ -156,19 +151,27 @@ class Following(AbstractContextManager["Following"]):
                     if stored and not planned.mosaic.is_blank(core):
                         message = "its stored result does not read"
                         followed.lost.append({"block": block_name(tiling, index), "message": message})
-                elif record.empty:
-                    followed.tally.add(core, record)
                 else:
-                    beside = pool.submit(followed.tally.add, core, record), pool.submit(write, core, record)
+                    followed.tally.add(core, record)
+                if record is not None and not record.empty:
+                    mask.add(record.mask)
+                    probability.add(record.probability)
                     found = Found.from_bytes(record.parts)
-                    spool.add_wholes(found.whole)
+                    spool.add_wholes(found.whole, self._settled_of(record))
                     spool.add(joiner.add(*index, core, found.parts))
-                    for task in beside:
-                        task.result()
                 self._done += 1
                 self._pixels += core.area
             spool.add(joiner.finish())
         return followed
+
+    def _settled_of(self, record: BlockRecord) -> Settled | None:
+        """Return a block's straightened outlines, if they are such as this run wants."""
+        from geoseg.settled import Settled
+
+        wanted = self._planned.outlines
+        if wanted is None or record.facts.get("outlines") != wanted.facts():
+            return None
+        return Settled.from_bytes(record.settled)
 
     def _records(self, pool: ThreadPoolExecutor) -> Iterator[tuple[Index, BlockRecord | None]]:
         """Yield what the journal holds, row by row; the next block is unpacked while one is dealt with."""

@@ -116,21 +116,43 @@ def _finished(
 ) -> tuple[Outlines, NDArray[np.float64], NDArray[np.float64]]:
     """Return what is kept of a batch, its polygons on the map by then, their areas and perimeters."""
     ruler = ruler_of(crs)
-    kept = _simplified(_filtered(batch, affine, ruler, rules), rules)
-    polygons = _on_map(kept.polygons, affine)
+    outlines, todo = batch.straight.copy(), batch.open
+    outlines[todo] = straightened(batch.polygons[todo], batch.beside, affine, ruler, rules)
+    kept = ~shapely.is_empty(outlines)
+    polygons = _on_map(outlines[kept], affine)
     area, perimeter = ruler.measure(polygons)
     large = ~(area < rules.min_area_m2)
-    there = Outlines(polygons[large], kept.pixels[large], kept.probability_sum[large])
+    there = Outlines(polygons[large], batch.pixels[kept][large], batch.probability_sum[kept][large])
     return there, area[large], perimeter[large]
 
 
-def _filtered(batch: Outlines, affine: Affine, ruler: Ruler, rules: Rules) -> Outlines:
-    """Fill small holes and drop small buildings, by the area of their pixels."""
-    if not len(batch) or not (rules.min_area_m2 or rules.min_hole_m2):
-        return batch
-    polygons, large = _large(batch.polygons, affine, ruler, rules)
-    beside, stands = _large(batch.beside, affine, ruler, rules)
-    return Outlines(polygons, batch.pixels, batch.probability_sum, beside[stands])[large]
+def straightened(polygons: Polygons, beside: Polygons, affine: Affine, ruler: Ruler, rules: Rules) -> Polygons:
+    """Fill small holes, drop small buildings (by the area of their pixels) and simplify the others' outlines.
+
+    Args:
+        polygons: in pixels.
+        beside: others that stand near these.
+        affine: from (column, row) to the map.
+        ruler: of the map.
+        rules: see :class:`Rules`.
+
+    Returns:
+        As many polygons in pixels; those of dropped buildings are empty.
+    """
+    result: Polygons = np.full(len(polygons), Polygon(), dtype=object)
+    if not len(polygons):
+        return result
+    if rules.min_area_m2 or rules.min_hole_m2:
+        polygons, large = _large(polygons, affine, ruler, rules)
+        beside, stands = _large(beside, affine, ruler, rules)
+        beside = beside[stands]
+    else:
+        large = np.ones(len(polygons), bool)
+    if not large.any():
+        return result
+    polygons = polygons[large]
+    result[large] = _simplified(polygons, beside, rules)
+    return result
 
 
 def _large(polygons: Polygons, affine: Affine, ruler: Ruler, rules: Rules) -> tuple[Polygons, NDArray[np.bool_]]:
@@ -168,16 +190,14 @@ def _without_small_holes(polygons: Polygons, smallest: NDArray[np.float64]) -> P
     return result
 
 
-def _simplified(batch: Outlines, rules: Rules) -> Outlines:
-    if rules.simplify is None or not len(batch):
-        return batch
-    given = np.concatenate([batch.polygons, batch.beside])
-    polygons = rules.simplify(given)
-    if len(polygons) != len(given):
-        raise SettingError(f"simplifying {len(given)} outlines gave {len(polygons)}")
-    polygons = polygons[: len(batch)]
-    simple = Outlines(polygons, batch.pixels, batch.probability_sum)
-    return simple[~shapely.is_empty(polygons)]
+def _simplified(polygons: Polygons, beside: Polygons, rules: Rules) -> Polygons:
+    if rules.simplify is None:
+        return polygons
+    given = np.concatenate([polygons, beside])
+    simple = rules.simplify(given)
+    if len(simple) != len(given):
+        raise SettingError(f"simplifying {len(given)} outlines gave {len(simple)}")
+    return simple[: len(polygons)]
 
 
 def _on_map(polygons: Polygons, affine: Affine) -> Polygons:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 from geoseg.aoi import apply_affine
 from geoseg.areas import AreaHistogram
-from geoseg.block import sums
 from geoseg.footprints import Footprints
 from geoseg.journal import BlockRecord
 from geoseg.layout import ground_size
@@ -26,12 +24,8 @@ from geoseg.overview import FOOTPRINTS_BUDGET, Overview, Pyramids
 from geoseg.packing import Packer
 from geoseg.picture import Preview
 from geoseg.segment import Plan, crs_name
+from geoseg.sights import DETAIL, DETAILS, remember
 from geoseg.tiling import Rect, Tiling
-
-DETAIL = 512
-"""Side in pixels of the report's full-resolution pictures."""
-DETAILS = 4
-"""How many of them."""
 
 
 @dataclass
@@ -42,10 +36,6 @@ class Tally:
     """Pixels of the mosaic for one of the overview, along a side."""
     overview: NDArray[np.uint8]
     """``(3, h, w)`` imagery."""
-    grey: NDArray[np.uint8]
-    """``(h, w)`` probability, 255 = 1.0."""
-    seen: NDArray[np.bool_]
-    """``(h, w)``, True where there is data."""
     valid: int = 0
     building: int = 0
     forward: int = 0
@@ -54,18 +44,14 @@ class Tally:
     engines: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     problems: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
-    densest: list[tuple[int, Rect]] = field(default_factory=list)
+    densest: list[list[int]] = field(default_factory=list)
+    """As of :func:`geoseg.sights.counted`."""
 
     @classmethod
     def of(cls, tiling: Tiling, shrink: int) -> Tally:
         """Start with an empty overview of the right size."""
         height, width = (-(-side // shrink) for side in tiling.shape)
-        return cls(
-            shrink,
-            np.zeros((3, height, width), np.uint8),
-            np.zeros((height, width), np.uint8),
-            np.zeros((height, width), bool),
-        )
+        return cls(shrink, np.zeros((3, height, width), np.uint8))
 
     def add(self, core: Rect, record: BlockRecord) -> None:
         """Count one block."""
@@ -75,8 +61,8 @@ class Tally:
             self.problems[problem["path"], text] = {"path": problem["path"], "message": text}
         if record.empty:
             return
-        self.valid += int(np.count_nonzero(record.valid))
-        self.building += int(np.count_nonzero(record.mask))
+        self.valid += record.facts["valid_pixels"]
+        self.building += record.facts["building_pixels"]
         self.forward += record.facts["forward_pixels"]
         self.devices.add(record.facts["device"])
         self.precisions.add(record.facts["precision"])
@@ -85,31 +71,13 @@ class Tally:
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         row, col = core.row0 // self.shrink, core.col0 // self.shrink
         height, width = (-(-side // self.shrink) for side in core.shape)
-        there = slice(row, row + height), slice(col, col + width)
-        self.overview[:, *there] = fitted(record.thumbnail, (height, width))
-        self.grey[there] = means(record.probability, self.shrink)
-        self.seen[there] = record.valid[:: self.shrink, :: self.shrink]
-        self._pick(core, record)
-
-    def _pick(self, core: Rect, record: BlockRecord) -> None:
-        """Keep the squares with the most outline in them: they show most."""
-        edges = record.mask[:, 1:] != record.mask[:, :-1]
-        for row in range(0, core.height, DETAIL):
-            for col in range(0, core.width, DETAIL):
-                square = (slice(row, row + DETAIL), slice(col, col + DETAIL))
-                there = record.valid[square]
-                if not np.count_nonzero(there) > 0.9 * there.size:
-                    continue
-                rect = Rect(core.row0 + row, core.col0 + col, core.row0 + row + DETAIL, core.col0 + col + DETAIL)
-                inside = rect & core
-                if inside is not None:
-                    entry = (int(np.count_nonzero(edges[square])), inside)
-                    push = heapq.heappush if len(self.densest) < 8 * DETAILS else heapq.heappushpop
-                    push(self.densest, entry)
+        self.overview[:, row : row + height, col : col + width] = fitted(record.thumbnail, (height, width))
+        for square in record.facts["densest"]:
+            remember(self.densest, square)
 
     def details(self) -> list[Rect]:
         """Return the chosen squares, no two touching while there are others."""
-        ranked = [rect for _, rect in sorted(self.densest, key=lambda entry: (-entry[0], entry[1]))]
+        ranked = [Rect(*place) for _, *place in sorted(self.densest, key=lambda entry: (-entry[0], entry[1:]))]
         chosen: list[Rect] = []
         for rect in ranked:
             near = Rect(rect.row0 - DETAIL, rect.col0 - DETAIL, rect.row1 + DETAIL, rect.col1 + DETAIL)
@@ -121,9 +89,9 @@ class Tally:
 class Drawn:
     """Watches the finished footprints go by and keeps what the report draws, in bounded memory."""
 
-    def __init__(self, planned: Plan, tally: Tally) -> None:
-        """Choose the report's pictures from what the pass over the blocks saw."""
-        self._planned, self._tally = planned, tally
+    def __init__(self, planned: Plan, tally: Tally, probability: Path) -> None:
+        """Choose the report's pictures from what the pass over the blocks saw; ``probability`` is its raster."""
+        self._planned, self._tally, self._probability = planned, tally, probability
         self._rects = tally.details()
         self._inverse = ~planned.mosaic.transform
         self._boxes = [shapely.box(r.col0, r.row0, r.col1, r.row1) for r in self._rects]
@@ -132,8 +100,13 @@ class Drawn:
         self.areas = AreaHistogram()
         # The footprints take about as long, and little of it in this process.
         apart = ThreadPoolExecutor(1, "pyramids")
-        self._pyramids = apart.submit(Pyramids.of, tally.overview, tally.seen, tally.grey)
+        self._planes = apart.submit(read_overview, probability, tally.shrink)
+        self._pyramids = apart.submit(self._encoded)
         apart.shutdown(wait=False)
+
+    def _encoded(self) -> Pyramids:
+        grey, seen = self._planes.result()
+        return Pyramids.of(self._tally.overview, seen, grey)
 
     def watch(self, batches: Iterable[Footprints]) -> Iterator[Footprints]:
         """Yield the batches unchanged."""
@@ -145,14 +118,15 @@ class Drawn:
             self._packer.add(pixels, batch.id, batch.area_m2, batch.probability)
             yield batch
 
-    def previews(self, probability: Path) -> tuple[Overview, list[Preview]]:
+    def previews(self) -> tuple[Overview, list[Preview]]:
         """Return the overview and the details."""
         tally, mosaic = self._tally, self._planned.mosaic
         rows, cols = mosaic.shape
+        grey, seen = self._planes.result()
         overview = Overview(
             rgb=tally.overview,
-            valid=tally.seen,
-            probability=tally.grey,
+            valid=seen,
+            probability=grey,
             shrink=tally.shrink,
             shape=mosaic.shape,
             footprints=self._packer.packed(),
@@ -162,15 +136,15 @@ class Drawn:
             ground=ground_size(mosaic.wkt, mosaic.transform, cols / 2, rows / 2),
             pyramids=self._pyramids.result(),
         )
-        return overview, [self._detail(i, probability) for i in range(len(self._rects))]
+        return overview, [self._detail(i) for i in range(len(self._rects))]
 
-    def _detail(self, number: int, probability: Path) -> Preview:
+    def _detail(self, number: int) -> Preview:
         import rasterio
 
         rect = self._rects[number]
         read = self._planned.mosaic.read(rect)
         rgb = np.rint(255 * self._planned.job.scaling.unit(read.values)).astype(np.uint8)
-        with rasterio.open(probability) as raster:
+        with rasterio.open(self._probability) as raster:
             grey = raster.read(1, window=rect.window)
         shifted = _in_pixels(np.array(self._near[number], dtype=object), Affine.translation(-rect.col0, -rect.row0))
         return Preview(
@@ -190,15 +164,18 @@ def _in_pixels(polygons: NDArray[np.object_], affine: Affine) -> NDArray[np.obje
     return moved
 
 
-def means(values: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Return means over squares of ``factor`` pixels; over what is there at the right and bottom."""
-    if factor == 1:
-        return values
-    total = sums(values, factor)
-    height, width = (np.minimum(factor, side - np.arange(0, side, factor)) for side in values.shape)
-    count = np.multiply.outer(height, width)
-    mean: NDArray[np.uint8] = ((total + count // 2) // count).astype(np.uint8)
-    return mean
+def read_overview(probability: Path, shrink: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return probability (255 = 1.0) and validity, ``(h, w)``, as the raster's overviews have them.
+
+    Args:
+        probability: The raster.
+        shrink: Its pixels for one of what is returned, along a side: a power of two.
+    """
+    import rasterio
+
+    options = {"overview_level": shrink.bit_length() - 2} if shrink > 1 else {}
+    with rasterio.open(probability, **options) as raster:
+        return raster.read(1), raster.read_masks(1) > 0
 
 
 def fitted(thumbnail: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:

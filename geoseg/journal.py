@@ -25,12 +25,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from geoseg.cog import packed
 from geoseg.errors import OutputError
+from geoseg.tiles import Tiles
 
 FOLDER = ".geoseg"
+RECORDS = 2
+"""Kind of records; blocks of another kind are of no use."""
 _COMPLETE, _PARTIAL = ".npz", ".partial.npz"
-_ARRAYS = ("probability", "valid", "mask", "shape", "thumbnail", "parts", "facts")
+_ARRAYS = ("mask", "probability", "thumbnail", "parts", "settled", "facts")
 _CHECKSUM = 4
 # What zipfile and numpy answer to bytes that are no archive of arrays.
 _NO_RECORD = (
@@ -43,18 +45,21 @@ _NO_RECORD = (
 class BlockRecord:
     """Everything that a block yields, in a form that travels and is stored."""
 
-    probability: NDArray[np.uint8]
-    """``(h, w)`` of the block's core, 255 = 1.0; zero where there is no data."""
-    valid: NDArray[np.bool_]
-    """``(h, w)``, True where there is data inside the area of interest."""
-    mask: NDArray[np.bool_]
-    """``(h, w)``, True on buildings: unrounded probability not below the threshold."""
+    mask: Tiles
+    """Of the block's core: 255 on buildings (unrounded probability not below the threshold), 0 elsewhere, valid where
+    there is data inside the area of interest."""
+    probability: Tiles
+    """255 = 1.0; valid as the mask."""
     thumbnail: NDArray[np.uint8]
     """``(3, ⌈h/f⌉, ⌈w/f⌉)`` the imagery itself, averaged, for the report."""
     parts: bytes
     """The block's buildings (:class:`geoseg.wholes.Found`)."""
+    settled: bytes
+    """Straightened outlines (:class:`geoseg.settled.Settled`), made as the fact ``outlines`` says; no bytes where there
+    are none."""
     facts: dict[str, Any]
-    """Numbers and messages: windows run, device, seconds by stage, unreadable pieces of inputs."""
+    """Numbers and messages: windows run, device, seconds by stage, unreadable pieces of inputs, and what
+    :func:`geoseg.sights.counted` counts."""
 
     @property
     def empty(self) -> bool:
@@ -62,17 +67,13 @@ class BlockRecord:
         return bool(self.facts.get("empty"))
 
     def to_bytes(self) -> bytes:
-        """Pack as an ``.npz`` with a checksum of all of it; equal records give equal bytes.
-
-        The large arrays are zlib streams of their bytes, as the tiles of the rasters are (:func:`geoseg.cog.packed`).
-        """
+        """Pack as an ``.npz`` with a checksum of all of it; equal records give equal bytes."""
         arrays: dict[str, NDArray[Any]] = {
-            "shape": np.array(self.probability.shape, np.int64),
-            "probability": np.frombuffer(packed(np.ascontiguousarray(self.probability)), np.uint8),
-            "valid": np.frombuffer(packed(np.packbits(self.valid)), np.uint8),
-            "mask": np.frombuffer(packed(np.packbits(self.mask)), np.uint8),
+            "mask": np.frombuffer(self.mask.to_bytes(), np.uint8),
+            "probability": np.frombuffer(self.probability.to_bytes(), np.uint8),
             "thumbnail": self.thumbnail,
             "parts": np.frombuffer(self.parts, dtype=np.uint8),
+            "settled": np.frombuffer(self.settled, dtype=np.uint8),
             "facts": np.frombuffer(json.dumps(self.facts, sort_keys=True).encode(), dtype=np.uint8),
         }
         buffer = io.BytesIO()
@@ -82,8 +83,9 @@ class BlockRecord:
                     np.lib.format.write_array(member, array, allow_pickle=False)
             # The archive's comment, its last bytes, holds the checksum: zip's own leave its table of contents out.
             archive.comment = bytes(_CHECKSUM)
-        data = buffer.getvalue()[:-_CHECKSUM]
-        return data + zlib.crc32(data).to_bytes(_CHECKSUM, "big")
+        with buffer.getbuffer() as data:
+            data[-_CHECKSUM:] = zlib.crc32(data[:-_CHECKSUM]).to_bytes(_CHECKSUM, "big")
+        return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BlockRecord:
@@ -92,37 +94,22 @@ class BlockRecord:
         Raises:
             ValueError: The bytes are not a block record, or no longer those that were packed.
         """
-        if zlib.crc32(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "big"):
+        if zlib.crc32(memoryview(data)[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "big"):
             raise ValueError("not a block record, or a damaged one: its checksum does not fit")
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in _ARRAYS}
-            height, width = (int(side) for side in arrays["shape"])
-            area = height * width
-            probability = _unpacked(arrays["probability"], area).reshape(height, width)
-            valid, mask = (
-                np.unpackbits(_unpacked(arrays[name], -(-area // 8)), count=area).reshape(height, width).view(bool)
-                for name in ("valid", "mask")
-            )
+            mask, probability = (Tiles.from_bytes(arrays[name].tobytes()) for name in ("mask", "probability"))
         except _NO_RECORD as error:
             raise ValueError(f"not a block record: {error}") from error
         return cls(
-            probability,
-            valid,
             mask,
+            probability,
             arrays["thumbnail"],
             arrays["parts"].tobytes(),
+            arrays["settled"].tobytes(),
             json.loads(arrays["facts"].tobytes()),
         )
-
-
-def _unpacked(stream: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return the bytes of a zlib stream; ValueError unless they are ``size``."""
-    found = zlib.decompressobj()
-    data = found.decompress(stream.tobytes(), size + 1)
-    if len(data) != size or not found.eof:
-        raise ValueError(f"not a block record: {len(data)} bytes where {size} are wanted")
-    return np.frombuffer(data, np.uint8)
 
 
 class Journal:

@@ -97,13 +97,18 @@ def pool_for(processes: int, blocks: int) -> Iterator[Pool | None]:
         yield pool
 
 
-def shares(buildings: int, processes: int) -> tuple[int, int]:
+def shares(buildings: int, processes: int, work: int | None = None) -> tuple[int, int]:
     """Return how many processes to use for so many buildings, and how many buildings a batch should have.
 
     Batches do not depend on the number of processes, as the bytes of a file may on the batches.
+
+    Args:
+        buildings: How many there are.
+        processes: How many there may be.
+        work: How many buildings have something left to be done; None for all.
     """
     size = min(max(math.ceil(buildings / SHARES), FEWEST), BATCH)
-    if processes < 2 or buildings < (WORTH if is_warm() else WORTH_COLD):
+    if processes < 2 or (buildings if work is None else work) < (WORTH if is_warm() else WORTH_COLD):
         return 1, size
     return min(processes, math.ceil(buildings / size)), size
 

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from geoseg.block import Computed, Job, run_block
 from geoseg.errors import GeosegError, InputError, ModelError, SettingError, WorkerError
 from geoseg.following import Following
+from geoseg.gpus import may_have_gpu
 from geoseg.inbox import Errand, Left, run_and_leave
-from geoseg.journal import Journal
+from geoseg.journal import RECORDS, Journal
 from geoseg.progress import Progress, open_progress
-from geoseg.settings import CELL, CELL_WHOLE, Settings
+from geoseg.settings import CELL, CELL_WHOLE, OutlineSettings, Settings
 from geoseg.tiling import ALIGN, Tiling, ceil_to
 from geoseg.warm import warm_up
 
@@ -65,6 +66,8 @@ class Plan:
     """What finished blocks depend on; see :mod:`geoseg.journal`."""
     simplify_px: float
     """Tolerance of simplification in pixels."""
+    outlines: OutlineSettings | None = None
+    """How outlines are straightened; None where they are not, or where that takes more than the outlines."""
     notes: tuple[str, ...] = ()
     """What a user should know before the run."""
     problems: tuple[dict[str, str], ...] = ()
@@ -135,9 +138,16 @@ def plan(inputs: str | Path | Iterable[str | Path], settings: Settings) -> Plan:
         job,
         _identity(mosaic, model, job),
         simplify_px,
+        _outlines(settings, simplify_px),
         (*model.notes, *_notes(mosaic, card, settings, tiling)),
         tuple({"path": str(problem.path), "message": problem.message} for problem in bad),
     )
+
+
+def _outlines(settings: Settings, simplify_px: float) -> OutlineSettings | None:
+    if simplify_px <= 0 or settings.outline != "pixel":
+        return None
+    return OutlineSettings(settings.min_area, settings.min_hole, simplify_px, settings.square)
 
 
 def _card_bands(card: ModelCard) -> tuple[int, int, int] | None:
@@ -191,6 +201,7 @@ def _identity(mosaic: Mosaic, model: ModelFile, job: Job) -> dict[str, Any]:
 
     return {
         "geoseg": geoseg.__version__,
+        "records": RECORDS,
         **mosaic.identity(),
         # With its place: a file that moved must not leave blocks behind where it was.
         "files": [
@@ -327,6 +338,8 @@ class Blocks:
     """Blocks that surely have no data, which nobody had to compute."""
     started: bool = False
     """Whether processes were started here."""
+    settled: bool = False
+    """Whether workers have straightened outlines."""
 
 
 def compute(
@@ -366,7 +379,16 @@ def compute(
         told = len(blank)
         # A local worker that is bound to one GPU sees it as the first and only one.
         device = planned.job.device if count == 0 else planned.job.device.partition(":")[0]
-        job = replace(planned.job, threads=workers.threads, device=device, tells=settings.scheduler is None)
+        # Where the network takes all cores of this machine, outlines are as well straightened afterwards.
+        elsewhere = settings.scheduler is not None or (device != "cpu" and may_have_gpu())
+        outlines = planned.outlines if elsewhere else None
+        job = replace(
+            planned.job,
+            threads=workers.threads,
+            device=device,
+            outlines=outlines,
+            tells=settings.scheduler is None,
+        )
         under_way = UnderWay(progress)
         workers.listen(under_way.hear)
         # What comes after the blocks takes a second to import, and this process has little to do until then; but where
@@ -401,7 +423,7 @@ def compute(
             told = len(blank)
         described = workers.description
     started = settings.scheduler is None and count != 0
-    return Blocks(done, resumed, failed, pixels, described, len(blank), started)
+    return Blocks(done, resumed, failed, pixels, described, len(blank), started, outlines is not None and not resumed)
 
 
 class UnderWay:

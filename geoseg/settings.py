@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geoseg.errors import SettingError
+
+if TYPE_CHECKING:
+    from geoseg.footprints import Rules
 from geoseg.formats import FORMATS
 from geoseg.progress import KINDS
 
@@ -162,3 +165,23 @@ def _between(name: str, value: float | None, low: float, high: float, closed: bo
         return
     if not (low <= value <= high if closed else low < value < high):
         raise SettingError(f"{name} is {value:g}; it must lie {'from' if closed else 'between'} {low:g} and {high:g}")
+
+
+@dataclass(frozen=True)
+class OutlineSettings:
+    """How outlines are straightened, as plain numbers that travel; see :func:`geoseg.vectorise.outline_rules`."""
+
+    min_area: float
+    min_hole: float
+    simplify_px: float
+    square: bool
+
+    def rules(self) -> Rules:
+        """Return the rules, for which much is imported."""
+        from geoseg.vectorise import outline_rules
+
+        return outline_rules(*astuple(self))
+
+    def facts(self) -> list[float | bool]:
+        """Return it as JSON values."""
+        return list(astuple(self))

@@ -23,6 +23,7 @@ from shapely import Polygon
 
 from geoseg.errors import OutputError, SettingError
 from geoseg.processes import BATCH
+from geoseg.settled import DONE, OPEN, Settled
 from geoseg.wholes import Wholes
 
 Polygons = NDArray[np.object_]
@@ -61,7 +62,7 @@ def _nothing() -> Polygons:
 
 @dataclass(frozen=True, eq=False)
 class Outlines:
-    """A batch of buildings in pixels; three arrays of one length, and what stands beside them."""
+    """A batch of buildings in pixels; arrays of one length, and what stands beside them."""
 
     polygons: Polygons
     """x = column, y = row; pixel (r, c) covers [c, c + 1] × [r, r + 1]."""
@@ -70,26 +71,33 @@ class Outlines:
     probability_sum: NDArray[np.int64]
     """Sum of the pixels' 8-bit probabilities (255 = 1.0)."""
     beside: Polygons = field(default_factory=_nothing)
-    """Buildings of other batches that stand near these; of any number."""
+    """Other buildings, of this batch or of others, that stand near those to be straightened; of any number."""
+    straight: Polygons = field(default_factory=_nothing)
+    """Outlines that have been straightened, empty where the building is left out; None for those that have not, or an
+    empty array for all. The ``polygons`` of straightened ones may be None."""
 
     def __post_init__(self) -> None:
-        sizes = {len(self.polygons), len(self.pixels), len(self.probability_sum)}
+        if not len(self.straight) and len(self.polygons):
+            object.__setattr__(self, "straight", np.full(len(self.polygons), None, object))
+        sizes = {len(self.polygons), len(self.pixels), len(self.probability_sum), len(self.straight)}
         if len(sizes) > 1:
             raise SettingError(f"arrays of one batch differ in length: {sorted(sizes)}")
 
     def __len__(self) -> int:
         return len(self.polygons)
 
-    def __getitem__(self, index: NDArray[np.bool_]) -> Outlines:
-        return Outlines(self.polygons[index], self.pixels[index], self.probability_sum[index], self.beside)
+    @property
+    def open(self) -> NDArray[np.bool_]:
+        """True for those that have not been straightened."""
+        return np.array([outline is None for outline in self.straight], bool)
 
     def __getstate__(self) -> dict[str, Any]:
         # One by one, polygons take as long to travel as to be straightened.
-        outlines = {name: shapely.to_wkb(getattr(self, name)) for name in ("polygons", "beside")}
+        outlines = {name: shapely.to_wkb(getattr(self, name)) for name in _TRAVELLING}
         return {**self.__dict__, **outlines}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        outlines = {name: shapely.from_wkb(state[name]) for name in ("polygons", "beside")}
+        outlines = {name: shapely.from_wkb(state[name]) for name in _TRAVELLING}
         self.__dict__.update({**state, **outlines})
 
     @classmethod
@@ -101,6 +109,9 @@ class Outlines:
             np.array([row.pixels for row in rows], np.int64),
             np.array([row.probability_sum for row in rows], np.int64),
         )
+
+
+_TRAVELLING = ("polygons", "beside", "straight")
 
 
 def polygons_array(polygons: Iterable[Polygon]) -> Polygons:
@@ -136,7 +147,7 @@ class Spool:
                 "PRAGMA cache_size=-32768;"
                 "CREATE TABLE building"
                 "(key INTEGER PRIMARY KEY, outline BLOB, pixels INTEGER, probability_sum INTEGER,"
-                " x0 INTEGER, y0 INTEGER, x1 INTEGER, y1 INTEGER);"
+                " x0 INTEGER, y0 INTEGER, x1 INTEGER, y1 INTEGER, straight BLOB);"
             )
 
     def __enter__(self) -> Self:
@@ -169,13 +180,24 @@ class Spool:
         while chunk := list(islice(remaining, BATCH)):
             self._insert(self._rows(chunk))
 
-    def add_wholes(self, wholes: Wholes) -> None:
-        """Keep the whole buildings of a block."""
-        if len(wholes):
-            keys = self._keys(wholes.first).tolist()
-            facts = wholes.pixels.tolist(), wholes.probability_sums.tolist(), wholes.boxes.tolist()
-            rows = zip(keys, wholes.wkb(), *facts, strict=True)
-            self._insert((key, outline, pixels, total, *box) for key, outline, pixels, total, box in rows)
+    def open(self) -> int:
+        """Return how many buildings have not been straightened."""
+        with self._explained():
+            return int(self._database.execute("SELECT count(*) FROM building WHERE straight IS NULL").fetchone()[0])
+
+    def add_wholes(self, wholes: Wholes, settled: Settled | None = None) -> None:
+        """Keep the whole buildings of a block, and their straightened outlines as far as there are such."""
+        if not len(wholes):
+            return
+        keys = self._keys(wholes.first).tolist()
+        facts = wholes.pixels.tolist(), wholes.probability_sums.tolist(), wholes.boxes.tolist()
+        roles = [OPEN] * len(wholes) if settled is None else settled.roles.tolist()
+        straight = [None] * len(wholes) if settled is None else settled.wkb()
+        rows = zip(keys, wholes.wkb(), *facts, roles, straight, strict=True)
+        self._insert(
+            (key, None if role == DONE else outline, pixels, total, *box, made)
+            for key, outline, pixels, total, box, role, made in rows
+        )
 
     def _keys(self, first: NDArray[np.int64]) -> NDArray[np.int64]:
         rows, cols = first.T
@@ -190,36 +212,39 @@ class Spool:
         with self._explained():
             self._database.execute("BEGIN")
             try:
-                self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             except sqlite3.IntegrityError as error:
                 raise SettingError("two buildings have the same first pixel") from error
             self._database.execute("COMMIT")
 
-    def _rows(self, buildings: list[Building]) -> Iterator[tuple[int, bytes, int, int, int, int, int, int]]:
+    def _rows(self, buildings: list[Building]) -> Iterator[tuple[Any, ...]]:
         polygons = polygons_array([one.polygon for one in buildings])
         outlines, boxes = shapely.to_wkb(polygons), shapely.bounds(polygons)
         boxes[:, 2:] = np.ceil(boxes[:, 2:])
         keys = self._keys(np.array([one.first for one in buildings], np.int64)).tolist()
         for one, key, outline, box in zip(buildings, keys, outlines, boxes.tolist(), strict=True):
             x0, y0, x1, y1 = map(math.floor, box)
-            yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1
+            yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1, None
 
     def batches(self, beside: int | None = None, size: int | None = None) -> Iterator[Outlines]:
         """Yield all buildings in the order of their first pixels; may be called again.
 
         Args:
             size: of a batch, in buildings; None for :data:`BATCH`.
-            beside: also give each batch the buildings of others whose boxes come within so many pixels of the box of
-                one of its own (but see :data:`LARGE`); None for no such buildings.
+            beside: also give each batch the buildings whose boxes come within so many pixels of the box of one of its
+                own that is not straightened (but see :data:`LARGE`) and that are not such themselves; None for no such
+                buildings.
         """
         with self._explained():
             if beside is not None:
                 self._database.executescript(
                     "DROP TABLE IF EXISTS box; CREATE VIRTUAL TABLE box USING rtree_i32(key, x0, x1, y0, y1);"
-                    "INSERT INTO box SELECT key, x0, x1, y0, y1 FROM building;"
+                    "INSERT INTO box SELECT key, x0, x1, y0, y1 FROM building WHERE outline IS NOT NULL;"
                 )
-            cursor = self._database.execute("SELECT key, outline, pixels, probability_sum FROM building ORDER BY key")
-        rows: list[tuple[int, bytes, int, int]] = []
+            cursor = self._database.execute(
+                "SELECT key, outline, pixels, probability_sum, straight FROM building ORDER BY key"
+            )
+        rows: list[_Row] = []
         held = 0
         while True:
             with self._explained():
@@ -227,15 +252,15 @@ class Spool:
             if row is None:
                 break
             rows.append(row)
-            held += len(row[1])
+            held += len(row[1] or row[4])
             if len(rows) == (size or BATCH) or held > BATCH_BYTES:
                 yield self._batch(rows, beside)
                 rows, held = [], 0
         if rows:
             yield self._batch(rows, beside)
 
-    def _batch(self, rows: list[tuple[int, bytes, int, int]], beside: int | None) -> Outlines:
-        keys, outlines, pixels, sums = zip(*rows, strict=True)
+    def _batch(self, rows: list[_Row], beside: int | None) -> Outlines:
+        keys, outlines, pixels, sums, straight = zip(*rows, strict=True)
         others: list[tuple[bytes]] = []
         if beside is not None:
             near = {"first": keys[0], "last": keys[-1], "reach": beside, "large": LARGE}
@@ -246,6 +271,7 @@ class Spool:
             np.array(pixels, np.int64),
             np.array(sums, np.int64),
             polygons_array(shapely.from_wkb([outline for (outline,) in others])),
+            shapely.from_wkb(np.array(straight, object)),
         )
 
     @contextmanager
@@ -256,13 +282,15 @@ class Spool:
             raise OutputError(f"{self._path}: temporary file cannot be written: {error}") from error
 
 
+_Row = tuple[int, bytes | None, int, int, bytes | None]
+
 _BESIDE = """
 SELECT outline FROM building WHERE key IN (
     SELECT box.key FROM building AS own CROSS JOIN box
     ON box.x0 <= own.x1 + :reach AND box.x1 >= own.x0 - :reach
     AND box.y0 <= own.y1 + :reach AND box.y1 >= own.y0 - :reach
-    WHERE own.key BETWEEN :first AND :last AND own.x1 - own.x0 <= :large AND own.y1 - own.y0 <= :large
-    AND box.key NOT BETWEEN :first AND :last
-) ORDER BY key
+    WHERE own.key BETWEEN :first AND :last AND own.straight IS NULL
+    AND own.x1 - own.x0 <= :large AND own.y1 - own.y0 <= :large
+) AND NOT (key BETWEEN :first AND :last AND straight IS NULL) ORDER BY key
 """
-"""The outlines near those of a batch; CROSS JOIN keeps SQLite from going through all boxes first."""
+"""The outlines near the open ones of a batch; CROSS JOIN keeps SQLite from going through all boxes first."""

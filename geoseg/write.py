@@ -30,8 +30,9 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from geoseg.cog import TILE, Cog, Template
+from geoseg.cog import Cog, Template
 from geoseg.errors import GeosegError, OutputError, SettingError
+from geoseg.tiles import AVERAGE, TILE, Tiles
 from geoseg.tiling import Rect
 
 RasterKind = Literal["mask", "probability"]
@@ -135,8 +136,8 @@ class _Layout:
 
 _LAYOUTS: dict[RasterKind, _Layout] = {
     # Classes have no mean, and every overview pixel should be a pixel of the mask.
-    "mask": _Layout("mask", 1.0, average=False),
-    "probability": _Layout("probability", 1 / 255, average=True),
+    "mask": _Layout("mask", 1.0, average=AVERAGE["mask"]),
+    "probability": _Layout("probability", 1 / 255, average=AVERAGE["probability"]),
 }
 
 
@@ -170,6 +171,14 @@ class CogWriter:
             values.view(np.uint8) * np.uint8(255) if values.dtype == np.bool_ else values.astype(np.uint8, copy=False)
         )
         self._cog.write(rect, grey, valid)
+
+    def add(self, tiles: Tiles) -> None:
+        """Take a rectangle, of which no pixel was written before, as packed tiles; see :func:`geoseg.tiles.tiles_of`.
+
+        Raises:
+            ValueError: The tiles are not of this raster.
+        """
+        self._cog.add(tiles)
 
     def _check(self, rect: Rect, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> None:
         if not self.extent.contains(rect):

@@ -15,6 +15,7 @@ from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
 import geoseg.cog
+from geoseg.tiles import Tiles, cell_of, level_shapes, tiles_of
 from geoseg.tiling import Rect
 from geoseg.write import writing_cog
 
@@ -84,6 +85,53 @@ def test_bytes_do_not_depend_on_cut_and_order(tmp_path_factory, shape: tuple[int
     whole = write(folder / "one.tif", values, valid, "probability", [Rect(0, 0, *shape)])
     cut = rects(shape, step)
     assert write(folder / "two.tif", values, valid, "probability", cut[::-1]) == whole
+
+
+@pytest.mark.parametrize("step", [(512, 1024), (1024, 1024), (1536, 1024), (2048, 2560), (2560, 700)])
+@pytest.mark.parametrize("kind", ["mask", "probability"])
+def test_bytes_do_not_depend_on_who_packs_the_overviews(tmp_path: Path, kind: str, step: tuple[int, int]) -> None:
+    values, valid = pixels((2700, 2100), holes=0.6)
+    if kind == "mask":
+        values = np.where(values > 99, 255, 0).astype(np.uint8)
+    small = write(tmp_path / "small.tif", values, valid, kind, rects((2700, 2100), (300, 300)))
+    assert write(tmp_path / "large.tif", values, valid, kind, rects((2700, 2100), step)) == small
+
+
+@given(st.integers(1, 1700), st.integers(1, 1700), st.integers(0, 9), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_tiles_hold_every_pixel_once_and_travel(height: int, width: int, seed: int, average: bool) -> None:
+    shape = (1700, 1650)
+    rng = np.random.default_rng(seed)
+    top, left = int(rng.integers(0, shape[0] - 1)), int(rng.integers(0, shape[1] - 1))
+    rect = Rect(top, left, min(top + height, shape[0]), min(left + width, shape[1]))
+    values, valid = pixels(rect.shape, seed)
+    tiles = tiles_of(rect, values, valid, shape, average=average)
+    again = Tiles.from_bytes(tiles.to_bytes())
+    assert again.to_bytes() == tiles.to_bytes()
+    for level, extent in enumerate(level_shapes(shape)):
+        seen = np.zeros(extent, int)
+        for number in again.places[again.places[:, 0] == level, 1].tolist():
+            seen[cell_of(number, extent).slices(Rect(0, 0, *extent))] += 1
+        for piece in again.pieces:
+            if piece.level == level:
+                seen[piece.rect.slices(Rect(0, 0, *extent))] += 1
+        assert seen.max() <= 1
+        if level == 0:
+            there = np.zeros(extent, bool)
+            there[rect.slices(Rect(0, 0, *extent))] = valid
+            assert seen[there].all()
+
+
+def test_tiles_of_another_raster_are_refused(tmp_path: Path) -> None:
+    values, valid = pixels((1400, 1400), holes=0.0)
+    other = tiles_of(Rect(0, 0, 1400, 1400), values, valid, (1400, 1400), average=True)
+    cut = tiles_of(Rect(600, 600, 1000, 1000), values[:400, :400], valid[:400, :400], (1400, 1400), average=True)
+    for shape, tiles in (((600, 600), other), ((600, 600), cut)):
+        with (
+            pytest.raises(ValueError, match="of another raster"),
+            writing_cog(tmp_path / "a.tif", GeoBox(shape, GRID, "EPSG:32633"), "probability") as raster,
+        ):
+            raster.add(tiles)
 
 
 def test_what_is_left_out_leaves_holes_and_nothing_else(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from hypothesis.extra import numpy as hnp
 from geoseg.errors import OutputError
 from geoseg.inbox import leave
 from geoseg.journal import BlockRecord, Journal, differences
+from geoseg.tiles import Tiles, tiles_of
+from geoseg.tiling import Rect
 
 JOB: dict[str, Any] = {
     "geoseg": "0.1.0",
@@ -37,16 +39,32 @@ JOB: dict[str, Any] = {
 """With a tuple, as dataclasses.asdict leaves it: JSON gives back a list."""
 
 
+def tiles(pixels: np.ndarray, valid: np.ndarray, whole: bool = True) -> Tiles:
+    """Of a raster as large as the pixels, or of one that they are the corner of."""
+    height, width = shape = pixels.shape
+    values = pixels * np.uint8(255) if pixels.dtype == bool else pixels
+    return tiles_of(
+        Rect(0, 0, height, width),
+        values,
+        valid,
+        shape if whole else (height + 9, width + 9),
+        average=pixels.dtype != bool,
+    )
+
+
 @st.composite
 def records(draw) -> BlockRecord:
     shape = draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
     factor = draw(st.integers(1, 3))
     facts = st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.lists(st.integers()), max_size=4)
+    valid = draw(hnp.arrays(bool, shape))
+    grey = draw(hnp.arrays(np.uint8, shape))
+    whole = draw(st.booleans())
     return BlockRecord(
-        draw(hnp.arrays(np.uint8, shape)),
-        draw(hnp.arrays(bool, shape)),
-        draw(hnp.arrays(bool, shape)),
+        tiles(grey > 99, valid, whole),
+        tiles(grey, valid, whole),
         draw(hnp.arrays(np.uint8, (3, -(-shape[0] // factor), -(-shape[1] // factor)))),
+        draw(st.binary(max_size=50)),
         draw(st.binary(max_size=50)),
         draw(facts),
     )
@@ -55,15 +73,25 @@ def records(draw) -> BlockRecord:
 def record(seed: int = 0, **facts: Any) -> BlockRecord:
     rng = np.random.default_rng(seed)
     grey = rng.integers(0, 256, (9, 13), dtype=np.uint8)
-    return BlockRecord(grey, grey > 40, grey > 99, rng.integers(0, 256, (3, 5, 7), dtype=np.uint8), b"parts", facts)
+    small = rng.integers(0, 256, (3, 5, 7), dtype=np.uint8)
+    return BlockRecord(tiles(grey > 99, grey > 40), tiles(grey, grey > 40), small, b"parts", b"outlines", facts)
 
 
 def assert_same(found: BlockRecord | None, expected: BlockRecord) -> None:
     assert found is not None
-    for name in ("probability", "valid", "mask", "thumbnail"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-        assert getattr(found, name).dtype == getattr(expected, name).dtype
-    assert (found.parts, found.facts) == (expected.parts, expected.facts)
+    for name in ("probability", "mask"):
+        one, other = getattr(found, name), getattr(expected, name)
+        np.testing.assert_array_equal(one.places, other.places)
+        np.testing.assert_array_equal(one.sizes, other.sizes)
+        assert one.data == other.data
+        assert len(one.pieces) == len(other.pieces)
+        for piece, wanted in zip(one.pieces, other.pieces, strict=True):
+            assert (piece.level, piece.rect) == (wanted.level, wanted.rect)
+            np.testing.assert_array_equal(piece.values, wanted.values)
+            np.testing.assert_array_equal(piece.valid, wanted.valid)
+    np.testing.assert_array_equal(found.thumbnail, expected.thumbnail)
+    assert found.thumbnail.dtype == expected.thumbnail.dtype
+    assert (found.parts, found.settled, found.facts) == (expected.parts, expected.settled, expected.facts)
 
 
 # --------------------------------------------------------------------------------- records as bytes
@@ -80,7 +108,7 @@ def test_a_record_comes_back_as_it_was_and_packs_to_the_same_bytes(given_record)
 
 def test_the_order_of_facts_and_of_memory_does_not_show_in_the_bytes():
     one = record(a=1, b=2)
-    other = BlockRecord(one.probability, one.valid, one.mask, one.thumbnail, one.parts, {"b": 2, "a": 1})
+    other = BlockRecord(one.mask, one.probability, one.thumbnail, one.parts, one.settled, {"b": 2, "a": 1})
     assert one.to_bytes() == other.to_bytes()
 
 
@@ -90,8 +118,7 @@ def test_bytes_do_not_depend_on_the_clock_and_are_an_archive_that_numpy_opens(mo
     monkeypatch.setattr("time.localtime", lambda *_: (2033, 5, 18, 3, 33, 20, 2, 138, 0))
     assert record().to_bytes() == before
     with np.load(io.BytesIO(before), allow_pickle=False) as packed:
-        grey = np.frombuffer(zlib.decompress(packed["probability"].tobytes()), np.uint8).reshape(packed["shape"])
-        np.testing.assert_array_equal(grey, record().probability)
+        assert packed["probability"].tobytes() == record().probability.to_bytes()
 
 
 def test_empty_is_what_the_facts_say():
@@ -151,10 +178,10 @@ def test_a_pickle_in_a_record_is_refused_and_not_run(tmp_path):
     pickle.loads(pickle.dumps(Trap(sprung)))
     assert sprung.exists(), "the trap does not work"
     sprung.unlink()
-    fields = {f"{name}.npy": npy(np.zeros((2, 2), np.uint8)) for name in ("probability", "valid", "mask", "thumbnail")}
-    fields |= {
-        "shape.npy": npy(np.array([2, 2])),
-        **{f"{name}.npy": npy(trap, pickled=True) for name in ("parts", "facts")},
+    fields = {
+        **{f"{name}.npy": npy(np.frombuffer(Tiles.none().to_bytes(), np.uint8)) for name in ("probability", "mask")},
+        "thumbnail.npy": npy(np.zeros((3, 2, 2), np.uint8)),
+        **{f"{name}.npy": npy(trap, pickled=True) for name in ("parts", "settled", "facts")},
     }
     with pytest.raises(ValueError, match=r"pickle|Object arrays"):
         BlockRecord.from_bytes(sealed(fields))
@@ -167,33 +194,40 @@ def test_a_pickle_in_a_record_is_refused_and_not_run(tmp_path):
     assert not sprung.exists()
 
 
-def stream(size: int) -> np.ndarray:
-    return np.frombuffer(zlib.compress(bytes(size)), np.uint8)
+SOME = tiles(np.full((2, 2), 7, np.uint8), np.eye(2, dtype=bool), whole=False).to_bytes()
+
+
+def changed_at(at: int, value: int) -> np.ndarray:
+    data = bytearray(SOME)
+    data[at : at + 8] = value.to_bytes(8, "little", signed=True)
+    return np.frombuffer(bytes(data), np.uint8)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"mask": stream(2)},
-        {"probability": stream(5)},
-        {"probability": stream(3)},
-        {"probability": stream(4)[:-1]},
-        {"valid": np.zeros((2, 2), np.float64)},
-        {"shape": np.array([2, 3])},
-        {"shape": np.array([-2, -2])},
-        {"shape": np.array([2, 2, 1])},
+        {"mask": np.frombuffer(SOME[:-1], np.uint8)},
+        {"mask": np.frombuffer(SOME + b"\0", np.uint8)},
+        {"mask": np.frombuffer(SOME[:20], np.uint8)},
+        {"mask": changed_at(0, 1)},
+        {"mask": changed_at(0, 2**40)},
+        {"mask": changed_at(0, -1)},
+        {"mask": changed_at(8, 2)},
+        {"mask": changed_at(16, 3)},
+        {"mask": changed_at(24 + 8, -3)},
+        {"mask": changed_at(24 + 24, 2**31)},
+        {"probability": None},
         {"facts": np.frombuffer(b"{", np.uint8)},
         {"mask": None},
     ],
 )
 def test_archives_with_other_arrays_are_no_records(changed):
     arrays: dict[str, Any] = {
-        "shape": np.array([2, 2]),
-        "probability": stream(4),
-        "valid": stream(1),
-        "mask": stream(1),
+        "mask": np.frombuffer(SOME, np.uint8),
+        "probability": np.frombuffer(SOME, np.uint8),
         "thumbnail": np.zeros((3, 1, 1), np.uint8),
         "parts": np.zeros(0, np.uint8),
+        "settled": np.zeros(0, np.uint8),
         "facts": np.frombuffer(b"{}", np.uint8),
     }
 

@@ -27,7 +27,6 @@ from conftest import CITY_SHAPE, blobs, city_arrays, write_tile
 from rasterio.features import rasterize
 
 import geoseg.segment as module
-from geoseg.block import shrunk
 from geoseg.checkpoint import load_model
 from geoseg.errors import InputError, ModelError, OutputError, SettingError, WorkerError
 from geoseg.journal import FOLDER, Journal
@@ -36,6 +35,7 @@ from geoseg.predict import Predictor, Scaling, whole_image
 from geoseg.progress import Progress
 from geoseg.segment import segment
 from geoseg.settings import Settings
+from geoseg.sights import shrunk
 from geoseg.square import reach_of
 from geoseg.vectorise import SQUARE
 

@@ -46,6 +46,7 @@ import geoseg.join
 import geoseg.journal
 import geoseg.polygonize
 import geoseg.segment
+import geoseg.sights
 import geoseg.spool
 import geoseg.write
 from geoseg.progress import Progress
@@ -64,7 +65,7 @@ STAGES: tuple[tuple[str, object, str], ...] = (
     ("parts", geoseg.polygonize, "block_parts"),
     ("parts: bytes", geoseg.polygonize.Parts, "to_bytes"),
     ("parts: bytes", geoseg.polygonize.Parts, "from_bytes"),
-    ("overview's pixels", geoseg.block, "shrunk"),
+    ("overview's pixels", geoseg.sights, "shrunk"),
     ("record: pack", geoseg.journal.BlockRecord, "to_bytes"),
     ("record: unpack", geoseg.journal.BlockRecord, "from_bytes"),
     ("journal", geoseg.journal.Journal, "put"),
@@ -74,7 +75,8 @@ STAGES: tuple[tuple[str, object, str], ...] = (
     ("join", geoseg.join.Joiner, "finish"),
     ("spool", geoseg.spool.Spool, "add"),
     ("spool", geoseg.spool.Spool, "batches"),
-    ("rasters: tiles", geoseg.write.CogWriter, "write"),
+    ("rasters: tiles", geoseg.block, "tiles_of"),
+    ("rasters: file", geoseg.write.CogWriter, "add"),
     ("rasters: file", geoseg.cog.Cog, "finish"),
     ("rasters: rest", geoseg.following.Following, "_follow"),
     ("outlines", geoseg.footprints, "_simplified"),
