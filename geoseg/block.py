@@ -125,12 +125,16 @@ def run_block(job: Job, index: tuple[int, int]) -> Computed:
     pixels, wanted, windows, problems = read(job, block)
     if pixels is None or not windows:
         return empty(block, problems)
+    from geoseg.sights import shrunk
+
+    inner = block.core.slices(pixels.rect)
+    thumbnail = shrunk(pixels.values[:, *inner], pixels.valid[inner], job.scaling, job.shrink)
     seconds = time.perf_counter() - clock
     mask, grey, facts = _predicted(job, block, pixels.values, pixels.valid, wanted, windows)
     facts["seconds"]["read"], facts["problems"] = seconds, problems
-    inner = block.core.slices(pixels.rect)
-    done = record(job, block.core, pixels.values[:, *inner], pixels.valid[inner], wanted, mask, grey, facts)
-    del pixels, mask, grey
+    del pixels
+    done = record(job, block.core, wanted, mask, grey, thumbnail, facts)
+    del mask, grey, wanted, thumbnail
     give_back()
     return done
 
@@ -192,17 +196,16 @@ def _predicted(
 def record(
     job: Job,
     core: Rect,
-    values: NDArray[np.generic],
-    valid: NDArray[np.bool_],
     wanted: NDArray[np.bool_],
     mask: NDArray[np.bool_],
     grey: NDArray[np.uint8],
+    thumbnail: NDArray[np.uint8],
     facts: dict[str, Any],
 ) -> Computed:
     """Return a block's result from what is known of its core."""
     clock = time.perf_counter()
     from geoseg.polygonize import block_parts
-    from geoseg.sights import counted, shrunk
+    from geoseg.sights import counted
     from geoseg.wholes import Found
 
     def tiles(kind: str, pixels: NDArray[np.uint8]) -> Tiles:
@@ -222,7 +225,6 @@ def record(
             on_map = job.mosaic.transform, job.mosaic.wkt
             settled = Settled.of(found, job.tiling.extent, job.outlines.rules(), *on_map).to_bytes()
             facts = facts | {"outlines": job.outlines.facts()}
-        thumbnail = shrunk(values, valid, job.scaling, job.shrink)
         counts = counted(core, mask, wanted)
         rasters = [one.result() for one in packing]
     seconds = facts["seconds"] | {"vectorise": time.perf_counter() - clock}

@@ -240,9 +240,9 @@ def _read(index: tuple[int, int], memory: Shared) -> Seen:
 
 def _record(index: tuple[int, int], memory: Shared, facts: dict[str, Any]) -> Computed:
     from geoseg.block import record
+    from geoseg.sights import shrunk
 
     job, block, seen, arrays = _here(index, memory)
     inner = block.core.slices(seen)
-    return record(
-        job, block.core, arrays.values[:, *inner], arrays.valid[inner], arrays.wanted, arrays.mask, arrays.grey, facts
-    )
+    thumbnail = shrunk(arrays.values[:, *inner], arrays.valid[inner], job.scaling, job.shrink)
+    return record(job, block.core, arrays.wanted, arrays.mask, arrays.grey, thumbnail, facts)

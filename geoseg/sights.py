@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geoseg.tiling import Rect
+from geoseg.tiling import Rect, ceil_to
 
 if TYPE_CHECKING:
     from geoseg.scaling import Scaling
@@ -28,18 +28,18 @@ def counted(core: Rect, mask: NDArray[np.bool_], valid: NDArray[np.bool_]) -> di
     These are the squares with the most outline in them, as ``[edges, row0, col0, row1, col1]`` in pixels of the mosaic,
     in no order: they show most.
     """
-    edges = mask[:, 1:] != mask[:, :-1]
     densest: list[list[int]] = []
     for row in range(0, core.height, DETAIL):
+        rows = mask[row : row + DETAIL]
+        edges = rows[:, 1:] != rows[:, :-1]
         for col in range(0, core.width, DETAIL):
-            square = (slice(row, row + DETAIL), slice(col, col + DETAIL))
-            there = valid[square]
+            there = valid[row : row + DETAIL, col : col + DETAIL]
             if not np.count_nonzero(there) > 0.9 * there.size:
                 continue
             rect = Rect(core.row0 + row, core.col0 + col, core.row0 + row + DETAIL, core.col0 + col + DETAIL)
             inside = rect & core
             if inside is not None:
-                remember(densest, [int(np.count_nonzero(edges[square])), *astuple(inside)])
+                remember(densest, [int(np.count_nonzero(edges[:, col : col + DETAIL])), *astuple(inside)])
     return {
         "valid_pixels": int(np.count_nonzero(valid)),
         "building_pixels": int(np.count_nonzero(mask)),
@@ -62,14 +62,21 @@ def shrunk(values: NDArray[np.generic], valid: NDArray[np.bool_], scaling: Scali
     kind: Any = values.dtype
     if factor == 1 and kind == np.uint8 and (low, high) == (0, 255):
         return values if valid.all() else np.where(valid, values, np.uint8(0))  # type: ignore[return-value]
-    if kind.kind == "f" or np.iinfo(kind).min < low or np.iinfo(kind).max > high:
-        values = np.clip(values.astype(np.float64), low, high)
-    count = sums(valid, factor)
-    if not valid.all():
-        values = np.where(valid, values, values.dtype.type(0))
-    total = sums(values, factor)
-    mean = (total / np.maximum(count, 1) - low) / (high - low)
-    return np.where(count > 0, np.rint(255 * mean), 0).astype(np.uint8)
+    clipped = kind.kind == "f" or np.iinfo(kind).min < low or np.iinfo(kind).max > high
+    small = np.zeros((len(values), *(-(-side // factor) for side in valid.shape)), np.uint8)
+    # Some rows at a time: what is made of them on the way takes several times their room.
+    band = ceil_to(DETAIL, factor)
+    for row in range(0, len(valid), band):
+        some, there = values[:, row : row + band], valid[row : row + band]
+        if clipped:
+            some = np.clip(some.astype(np.float64), low, high)
+        if not there.all():
+            some = np.where(there, some, some.dtype.type(0))
+        count = sums(there, factor)
+        mean = (sums(some, factor) / np.maximum(count, 1) - low) / (high - low)
+        rows = slice(row // factor, row // factor + len(count))
+        small[:, rows] = np.where(count > 0, np.rint(255 * mean), 0)
+    return small
 
 
 def sums(values: NDArray[np.generic], factor: int) -> NDArray[np.float64]:
