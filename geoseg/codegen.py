@@ -207,3 +207,31 @@ class Vectors:
     def maximum(self, first: Value, second: Value) -> Value:
         """Return the larger one, lane by lane, and what is not a number where either is not."""
         return self._write.call(self._maximum, [first, second])
+
+
+def compiled(text: str, names: Sequence[str], features: str = "") -> dict[str, int]:
+    """Return the addresses of a module's functions, compiled for this processor.
+
+    Args:
+        text: The module.
+        names: Of the functions.
+        features: Of the processor, besides or against what its name stands for.
+
+    Raises:
+        OSError, RuntimeError: LLVM cannot, or the memory may not be executed.
+    """
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=features, opt=3
+    )
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(text), target)
+    engine.finalize_object()
+    _kept.append(engine)
+    return {name: engine.get_function_address(name) for name in names}
+
+
+_kept: list[Any] = []
+"""What owns compiled code."""

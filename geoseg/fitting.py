@@ -19,9 +19,12 @@ rings are worked on together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from geoseg.cut_kernel import cut, kernel
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -33,6 +36,8 @@ WINDOW = 32
 """Candidates that a wall spans at most; what is longer is joined afterwards."""
 ENOUGH = 12.0
 """Samples that count fully; of more, which wiggle together, only the square root of their number does."""
+BUNCH = 6_000
+"""Candidates that are worked on together where nothing is compiled; it bounds the memory."""
 TRIM = 2
 """Samples at either end of a wall that its line is not fitted to, for networks round corners off, if it has twelve or
 more; of a shorter one, one."""
@@ -114,13 +119,54 @@ def cheapest(
         sums: of all rings.
         corner: samples that are candidates, ring by ring; the first of a ring is its first sample, the last the same
             come again.
-        size: ``(rings,)`` number of candidates of each ring, three at least; descending, so that the rings that are not
-            at their end yet are always the first ones.
+        size: ``(rings,)`` number of candidates of each ring, three at least.
         direction: ``(rings, 2)``: unit vectors.
         price: ``(rings,)`` of a wall.
         only_free: ``(rings,)``: only free lines, at the price of others.
         must: ``(candidates,)``: where a wall has to end.
     """
+    begin = np.cumsum(size) - size
+    function = compiled()
+    if function is None:
+        return _step_by_step(sums, corner, size, direction, price, only_free, must)
+    arrive, back, before = np.full((len(corner), 3), np.inf), *np.zeros((2, len(corner), 3), np.int64)
+    arrays = {
+        "xy": sums.xy, "running": sums.running, "corner": corner, "begin": begin, "size": size, "direction": direction,
+        "price": price, "only_free": only_free, "must": must, "arrive": arrive, "back": back, "before": before,
+    }  # fmt: skip
+    cut(function, {name: np.ascontiguousarray(array) for name, array in arrays.items()}, len(size), len(sums.xy))
+    return _followed(corner, begin, size, arrive, back, before)
+
+
+def compiled() -> Any:
+    """Return what cuts rings at the speed of the processor; None where nothing can be compiled."""
+    return kernel(window=WINDOW, unit=UNIT, enough=ENOUGH, trim=TRIM, free_price=FREE_PRICE, jog_price=JOG_PRICE)
+
+
+def _step_by_step(
+    sums: Sums, corner: Index, size: Index, direction: Floats, price: Floats, only_free: Bools, must: Bools
+) -> Cut:
+    """Do as :func:`cheapest`, where nothing can be compiled: some rings at a time, from the largest to the smallest."""
+    order = np.argsort(-size, kind="stable")
+    begin = (np.cumsum(size) - size)[order]
+    bunch = (np.cumsum(size[order]) - 1) // BUNCH
+    parts: list[Cut] = []
+    for number in np.unique(bunch):
+        among = bunch == number
+        here = order[among]
+        slots = np.repeat(begin[among] - (np.cumsum(size[here]) - size[here]), size[here])
+        slots += np.arange(len(slots))
+        cut = _at_once(sums, corner[slots], size[here], direction[here], price[here], only_free[here], must[slots])
+        parts.append(Cut(here[cut.ring], cut.begin, cut.end, cut.kind))
+    whole = Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cut.__dataclass_fields__))
+    sort = np.argsort(whole.ring, kind="stable")
+    return Cut(whole.ring[sort], whole.begin[sort], whole.end[sort], whole.kind[sort])
+
+
+def _at_once(
+    sums: Sums, corner: Index, size: Index, direction: Floats, price: Floats, only_free: Bools, must: Bools
+) -> Cut:
+    """Cut rings with descending numbers of candidates: those that are not at their end yet are always the first."""
     begin = np.cumsum(size) - size
     ring = np.repeat(np.arange(len(size)), size)
     place = np.arange(len(ring)) - begin[ring]

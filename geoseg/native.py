@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geoseg.codegen import compiled
 from geoseg.kernels import CHUNK, CONV, DOUBLE, FIELDS, KINDS, POINTS, TABLES, Kind, Machine, module
 from geoseg.pool_kernel import POOL_FIELDS
 from geoseg.tiling import ceil_to
@@ -211,24 +212,11 @@ def _compiled(machine: Machine) -> dict[str, int]:
     """Return the addresses of the kernels."""
     from llvmlite import binding
 
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
     features = ""
     if machine.lanes > _NEON.lanes:
         # Some processors are better off with vectors of half the length in programs that use few; this one uses many.
         features = f"{binding.get_host_cpu_features().flatten()},-prefer-256-bit"
-    target = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=features, opt=3
-    )
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(module(machine)), target)
-    engine.finalize_object()
-    _kept.append(engine)
-    names = [*(kind.name for kind in KINDS), "pool"]
-    return {name: engine.get_function_address(name) for name in names}
-
-
-_kept: list[Any] = []
-"""What owns compiled code."""
+    return compiled(module(machine), [*(kind.name for kind in KINDS), "pool"], features)
 
 
 def _run(kernel: int, names: Sequence[str], given: dict[str, int], threads: int) -> None:

@@ -30,7 +30,7 @@ BATCH = 4096
 """Buildings handled at once."""
 AHEAD = 2
 """Items in the hands of each process, so that none waits for this one."""
-FEWEST = 512
+FEWEST = 1024
 """Buildings in a batch: with fewer, what stands beside them is more than what is in them."""
 SHARES = 32
 """Batches, unless they would have fewer or more buildings than that."""

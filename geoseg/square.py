@@ -55,8 +55,6 @@ ATTEMPTS = 4
 """How often a building is tried, each time with half the tolerance."""
 ROUNDS = 4
 """How often corners are put where a wall would stray from the outline."""
-BUNCH = 6_000
-"""Candidates for corners that are worked on together; it bounds the memory."""
 GRID = 2.0**-20
 """Pixels that new coordinates are multiples of, so that moving an outline by whole pixels rounds nothing: what is valid
 in one place is valid in any."""
@@ -224,7 +222,7 @@ def _walls(chosen: _Chosen, sums: Sums, direction: Floats) -> tuple[Lines, Float
     for attempt in range(ROUNDS):
         mine = np.isin(of, todo)
         size, price = chosen.size[todo], chosen.price[todo]
-        cut = _cut(sums, chosen.candidate[mine], size, frame[todo], price, chosen.free[todo], must[mine])
+        cut = cheapest(sums, chosen.candidate[mine], size, frame[todo], price, chosen.free[todo], must[mine])
         lines = Lines.of(sums, Cut(todo[cut.ring], cut.begin, cut.end, cut.kind)).merged(chosen.price, frame)
         strays = _strays(chosen, sums, lines, lines.axes(sums, frame[lines.ring]))
         must[strays] = True
@@ -234,23 +232,6 @@ def _walls(chosen: _Chosen, sums: Sums, direction: Floats) -> tuple[Lines, Float
             break
     lines = Lines.together(done)
     return lines, lines.directions(chosen.owner[lines.ring], direction)
-
-
-def _cut(sums: Sums, candidate: Index, size: Index, direction: Floats, price: Floats, free: Bools, must: Bools) -> Cut:
-    """Cut rings into walls, some rings at a time; those of one size together, which is fastest."""
-    order = np.argsort(-size, kind="stable")
-    begin = (np.cumsum(size) - size)[order]
-    bunch = (np.cumsum(size[order]) - 1) // BUNCH
-    parts: list[Cut] = []
-    for number in np.unique(bunch):
-        among = bunch == number
-        here = order[among]
-        slots = np.repeat(begin[among], size[here]) + counted(size[here])
-        cut = cheapest(sums, candidate[slots], size[here], direction[here], price[here], free[here], must[slots])
-        parts.append(Cut(here[cut.ring], cut.begin, cut.end, cut.kind))
-    whole = Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cut.__dataclass_fields__))
-    sort = np.argsort(whole.ring, kind="stable")
-    return Cut(whole.ring[sort], whole.begin[sort], whole.end[sort], whole.kind[sort])
 
 
 def _strays(chosen: _Chosen, sums: Sums, lines: Lines, axes: Floats) -> Index:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from geoseg import fitting
+from geoseg.cut_kernel import kernel
 from geoseg.fitting import ACROSS, ALONG, FREE, FREE_PRICE, JOG_PRICE, UNIT, Sums, cheapest, squares, weight
 
 Floats = NDArray[np.float64]
@@ -87,8 +89,8 @@ def cost_of(cut: fitting.Cut, sums: Sums, ring: int, direction: Floats, price: f
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_no_cut_is_cheaper(seed: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.sampled_from([cheapest, fitting._step_by_step]))
+def test_no_cut_is_cheaper(seed: int, cheapest: Callable[..., fitting.Cut]) -> None:
     rng = np.random.default_rng(seed)
     rings, corners, musts, frames, prices, frees = [], [], [], [], [], []
     for many in sorted(rng.integers(3, 7, 4), reverse=True):
@@ -124,3 +126,52 @@ def test_no_cut_is_cheaper(seed: int) -> None:
         frame = np.array(frames[k])
         least = by_trial(ring, corners[k], frame, prices[k], frees[k], musts[k])
         assert cost_of(cut, sums, k, frame, prices[k], frees[k]) == pytest.approx(least, rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([60, 6_000]))
+def test_compiled_and_step_by_step_are_the_same_to_the_last_bit(seed: int, bunch: int) -> None:
+    """Also with more candidates than a wall may span, whole numbers for coordinates, and equal costs."""
+    assert fitting.compiled() is not None, "nothing is compiled here"
+    rng = np.random.default_rng(seed)
+    rings, corners, sizes = [], [], []
+    for many in rng.integers(3, 90, 12).tolist():
+        length = many + int(rng.integers(0, 200))
+        angle = np.arange(length) / length * 2 * np.pi
+        points = rng.uniform(2, 40) * np.stack([np.cos(angle), np.sin(angle)], axis=1) + rng.normal(0, 0.4, (length, 2))
+        corners.append([0, *sorted(rng.choice(np.arange(1, length), many - 2, replace=False).tolist()), length])
+        rings.append(closed(np.rint(points) if rng.random() < 0.5 else points))
+        sizes.append(many)
+    begin = np.cumsum([0, *(len(ring) for ring in rings)])
+    turn = rng.choice([0.0, 0.3, np.pi / 4], len(rings))
+    given_ = (
+        sums_of(*rings),
+        np.concatenate([np.array(corner) + start for corner, start in zip(corners, begin[:-1], strict=True)]),
+        np.array(sizes),
+        np.stack([np.cos(turn), np.sin(turn)], axis=1),
+        rng.choice([0.5, 3.24, 20.0], len(rings)),
+        rng.random(len(rings)) < 0.3,
+        rng.random(sum(sizes)) < rng.choice([0.0, 0.1]),
+    )
+    one = cheapest(*given_)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "BUNCH", bunch)
+        other = fitting._step_by_step(*given_)
+    for name in ("ring", "begin", "end", "kind"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_where_nothing_can_be_compiled_it_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no memory may be executed")
+
+    monkeypatch.setattr("geoseg.codegen.compiled", refuse)
+    assert kernel.__wrapped__(window=1, unit=1.0, enough=1.0, trim=1, free_price=1.0, jog_price=1.0) is None
+    monkeypatch.setattr(fitting, "kernel", lambda **_: None)
+    square = np.array([(i, 0) for i in range(9)] + [(9, i) for i in range(9)] + [(9 - i, 9) for i in range(9)]
+                      + [(0, 9 - i) for i in range(9)], float)  # fmt: skip
+    cut = cheapest(
+        sums_of(closed(square)), np.array([0, 4, 9, 18, 27, 36]), np.array([6]), np.array([[1.0, 0.0]]),
+        np.array([1.0]), np.array([False]), np.zeros(6, bool),
+    )  # fmt: skip
+    assert cut.end.tolist() == [9, 18, 27, 36]
