@@ -268,7 +268,7 @@ def segment(
     names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     local = chosen.scheduler is None and chosen.workers != 0
     # One file is often one block, which this process computes itself: whoever starts beside it is in its way.
-    if local and not _is_one_file(names):
+    if local and (chosen.workers is not None or not _is_one_file(names)):
         warm_up()
     from geoseg.delivery import check_database
     from geoseg.formats import check_format
