@@ -165,7 +165,7 @@ class Following(AbstractContextManager["Following"]):
         return followed
 
     def _settled_of(self, record: BlockRecord) -> Settled | None:
-        """Return a block's straightened outlines, if they are such as this run wants."""
+        """Return a block's finished buildings, if they are such as this run wants."""
         from geoseg.settled import Settled
 
         wanted = self._planned.outlines

@@ -115,30 +115,41 @@ def _finished(
     batch: Outlines, *, affine: Affine, crs: str | None, rules: Rules
 ) -> tuple[Outlines, NDArray[np.float64], NDArray[np.float64]]:
     """Return what is kept of a batch, its polygons on the map by then, their areas and perimeters."""
-    ruler = ruler_of(crs)
-    outlines, todo = batch.straight.copy(), batch.open
-    outlines[todo] = straightened(batch.polygons[todo], batch.beside, affine, ruler, rules)
-    kept = ~shapely.is_empty(outlines)
-    polygons = _on_map(outlines[kept], affine)
-    area, perimeter = ruler.measure(polygons)
-    large = ~(area < rules.min_area_m2)
-    there = Outlines(polygons[large], batch.pixels[kept][large], batch.probability_sum[kept][large])
-    return there, area[large], perimeter[large]
+    polygons, area, perimeter = batch.finished.copy(), batch.area_m2.copy(), batch.perimeter_m.copy()
+    todo = batch.open
+    polygons[todo], area[todo], perimeter[todo] = on_map(batch.polygons[todo], batch.beside, affine, crs, rules)
+    kept = ~shapely.is_empty(polygons)
+    there = Outlines(polygons[kept], batch.pixels[kept], batch.probability_sum[kept])
+    return there, area[kept], perimeter[kept]
 
 
-def straightened(polygons: Polygons, beside: Polygons, affine: Affine, ruler: Ruler, rules: Rules) -> Polygons:
-    """Fill small holes, drop small buildings (by the area of their pixels) and simplify the others' outlines.
+def on_map(
+    polygons: Polygons, beside: Polygons, affine: Affine, crs: str | None, rules: Rules
+) -> tuple[Polygons, NDArray[np.float64], NDArray[np.float64]]:
+    """Fill small holes, drop small buildings, simplify outlines, transform and measure them.
 
     Args:
         polygons: in pixels.
         beside: others that stand near these.
         affine: from (column, row) to the map.
-        ruler: of the map.
+        crs: of the map.
         rules: see :class:`Rules`.
 
     Returns:
-        As many polygons in pixels; those of dropped buildings are empty.
+        As many polygons on the map, those of dropped buildings empty; areas (m²) and perimeters (m).
     """
+    ruler = ruler_of(crs)
+    outlines = _straightened(polygons, beside, affine, ruler, rules)
+    area, perimeter = np.full((2, len(outlines)), np.nan)
+    kept = np.flatnonzero(~shapely.is_empty(outlines))
+    outlines[kept] = _on_map(outlines[kept], affine)
+    area[kept], perimeter[kept] = ruler.measure(outlines[kept])
+    outlines[area < rules.min_area_m2] = Polygon()
+    return outlines, area, perimeter
+
+
+def _straightened(polygons: Polygons, beside: Polygons, affine: Affine, ruler: Ruler, rules: Rules) -> Polygons:
+    """Do what :func:`on_map` does in pixels."""
     result: Polygons = np.full(len(polygons), Polygon(), dtype=object)
     if not len(polygons):
         return result

@@ -55,8 +55,8 @@ class BlockRecord:
     parts: bytes
     """The block's buildings (:class:`geoseg.wholes.Found`)."""
     settled: bytes
-    """Straightened outlines (:class:`geoseg.settled.Settled`), made as the fact ``outlines`` says; no bytes where there
-    are none."""
+    """Finished buildings (:class:`geoseg.settled.Settled`), as the fact ``outlines`` says; no bytes where there are
+    none."""
     facts: dict[str, Any]
     """Numbers and messages: windows run, device, seconds by stage, unreadable pieces of inputs, and what
     :func:`geoseg.sights.counted` counts."""

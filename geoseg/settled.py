@@ -1,9 +1,9 @@
-"""Outlines straightened where a block was computed: of those buildings that nothing outside the block has a say in.
+"""Buildings finished where a block was computed: those that nothing outside the block has a say in.
 
-How a building is straightened depends on itself and on what stands beside it (:mod:`geoseg.neighbours`). Of a block of
-thousands of pixels nearly all buildings, with all that stands beside them, lie inside. Every worker can deal with its
-own then, and the one process that joins the blocks with the few along the sides. An outline does not depend on where it
-was straightened, so neither do the files.
+How a building's outline is straightened depends on itself and on what stands beside it (:mod:`geoseg.neighbours`). Of a
+block of thousands of pixels nearly all buildings, with all that stands beside them, lie inside. Every worker can finish
+its own then, and the one process that joins the blocks does the few along the sides. A footprint does not depend on
+where it was finished, so neither do the files.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 Boxes = NDArray[np.int64]
 
 DONE, ASKED, OPEN = 0, 1, 2
-"""Roles of a building: straightened; straightened, and beside one that is not; not straightened."""
+"""Roles of a building: finished; finished, and beside one that is not; not finished."""
 
 MAGIC = b"geoseg-settled-1\n"
+_LAYOUT = {"roles": "|u1", "areas": "<f8", "perimeters": "<f8", "ends": "<i8"}
 _HEADER = struct.Struct("<2q")
 """Buildings, and bytes of their outlines."""
 
@@ -44,20 +45,25 @@ class Settled:
 
     roles: NDArray[np.uint8]
     """:data:`DONE`, :data:`ASKED` or :data:`OPEN`."""
+    areas: NDArray[np.float64]
+    """Square metres, NaN for open buildings."""
+    perimeters: NDArray[np.float64]
+    """Metres."""
     ends: NDArray[np.int64]
     """Where each outline ends in ``outlines``."""
     outlines: bytes
-    """Straightened polygons in pixels of the mosaic as WKB, one after the other; empty ones are those left out. Open
-    buildings have no bytes."""
+    """Polygons on the map as WKB, one after the other; empty ones are those left out. Open buildings have no bytes."""
 
-    def wkb(self) -> list[bytes | None]:
-        """Return each outline, None for open buildings."""
-        return [self.outlines[begin:end] or None for begin, end in pairwise([0, *self.ends.tolist()])]
+    def rows(self) -> tuple[list[bytes | None], list[float], list[float]]:
+        """Return outlines, None for open buildings, areas and perimeters."""
+        wkb = [self.outlines[begin:end] or None for begin, end in pairwise([0, *self.ends.tolist()])]
+        return wkb, self.areas.tolist(), self.perimeters.tolist()
 
     def to_bytes(self) -> bytes:
         """Return all of it as bytes, the same for the same outlines."""
-        content = self.roles.tobytes() + self.ends.astype("<i8").tobytes() + self.outlines
-        return MAGIC + zlib.compress(_HEADER.pack(len(self.roles), len(self.outlines)) + content, 1)
+        arrays = (getattr(self, name).astype(kind).tobytes() for name, kind in _LAYOUT.items())
+        head = _HEADER.pack(len(self.roles), len(self.outlines))
+        return MAGIC + zlib.compress(head + b"".join(arrays) + self.outlines, 1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Settled:
@@ -67,19 +73,20 @@ class Settled:
         try:
             content = zlib.decompress(data[len(MAGIC) :])
             count, length = _HEADER.unpack_from(content)
-            at = _HEADER.size
-            roles = np.frombuffer(content, np.uint8, count, at)
-            ends = np.frombuffer(content, "<i8", count, at + count)
+            at, arrays = _HEADER.size, {}
+            for name, kind in _LAYOUT.items():
+                arrays[name] = np.frombuffer(content, kind, count, at)
+                at += arrays[name].nbytes
         except (zlib.error, struct.error, ValueError) as error:
             raise InputError(f"outlines of a block are damaged ({error}); compute the block again") from error
-        outlines = content[at + 9 * count :]
-        if len(outlines) != length or (count and ends[-1] != length):
+        outlines = content[at:]
+        if len(outlines) != length or (count and arrays["ends"][-1] != length):
             raise InputError("outlines of a block are damaged (some are missing); compute the block again")
-        return cls(roles, ends, outlines)
+        return cls(**arrays, outlines=outlines)
 
     @classmethod
     def of(cls, found: Found, extent: Rect, rules: Rules, affine: Affine, crs: str | None) -> Settled:
-        """Straighten what can be straightened here.
+        """Finish what can be finished here.
 
         Args:
             found: The buildings of a block.
@@ -89,7 +96,7 @@ class Settled:
             affine: From (column, row) to the map.
             crs: Of the map.
         """
-        from geoseg.footprints import ruler_of, straightened
+        from geoseg.footprints import on_map
         from geoseg.spool import LARGE
 
         whole = found.whole
@@ -103,10 +110,13 @@ class Settled:
         roles[~is_open & _near(boxes, boxes[is_open], reach)] = ASKED
         polygons = np.array(shapely.from_wkb(list(whole.wkb())), dtype=object).reshape(-1)
         beside = polygons[is_open][_near(boxes[is_open], boxes[~is_open], reach)]
-        straight = straightened(polygons[~is_open], beside, affine, ruler_of(crs), rules)
+        made, *measures = on_map(polygons[~is_open], beside, affine, crs, rules)
+        areas, perimeters = np.full((2, len(whole)), np.nan)
+        areas[~is_open], perimeters[~is_open] = measures
         outlines = np.full(len(whole), b"", dtype=object)
-        outlines[~is_open] = shapely.to_wkb(straight)
-        return cls(roles, np.cumsum([len(outline) for outline in outlines], dtype=np.int64), b"".join(outlines))
+        outlines[~is_open] = shapely.to_wkb(made)
+        ends = np.cumsum([len(outline) for outline in outlines], dtype=np.int64)
+        return cls(roles, areas, perimeters, ends, b"".join(outlines))
 
 
 def _inside(boxes: Boxes, core: Rect, extent: Rect, reach: int) -> NDArray[np.bool_]:

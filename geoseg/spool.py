@@ -60,6 +60,10 @@ def _nothing() -> Polygons:
     return np.empty(0, object)
 
 
+def _no_numbers() -> NDArray[np.float64]:
+    return np.empty(0)
+
+
 @dataclass(frozen=True, eq=False)
 class Outlines:
     """A batch of buildings in pixels; arrays of one length, and what stands beside them."""
@@ -71,15 +75,21 @@ class Outlines:
     probability_sum: NDArray[np.int64]
     """Sum of the pixels' 8-bit probabilities (255 = 1.0)."""
     beside: Polygons = field(default_factory=_nothing)
-    """Other buildings, of this batch or of others, that stand near those to be straightened; of any number."""
-    straight: Polygons = field(default_factory=_nothing)
-    """Outlines that have been straightened, empty where the building is left out; None for those that have not, or an
-    empty array for all. The ``polygons`` of straightened ones may be None."""
+    """Other buildings, of this batch or of others, that stand near those that are not finished; of any number."""
+    finished: Polygons = field(default_factory=_nothing)
+    """What :func:`geoseg.footprints.on_map` has made of them, None where it has not yet; an empty array where it has of
+    none. The ``polygons`` of finished ones may be None."""
+    area_m2: NDArray[np.float64] = field(default_factory=_no_numbers)
+    """Of finished ones, like the next; NaN for others."""
+    perimeter_m: NDArray[np.float64] = field(default_factory=_no_numbers)
 
     def __post_init__(self) -> None:
-        if not len(self.straight) and len(self.polygons):
-            object.__setattr__(self, "straight", np.full(len(self.polygons), None, object))
-        sizes = {len(self.polygons), len(self.pixels), len(self.probability_sum), len(self.straight)}
+        if not len(self.finished) and len(self.polygons):
+            object.__setattr__(self, "finished", np.full(len(self.polygons), None, object))
+            for name in ("area_m2", "perimeter_m"):
+                object.__setattr__(self, name, np.full(len(self.polygons), np.nan))
+        arrays = (self.polygons, self.pixels, self.probability_sum, self.finished, self.area_m2, self.perimeter_m)
+        sizes = set(map(len, arrays))
         if len(sizes) > 1:
             raise SettingError(f"arrays of one batch differ in length: {sorted(sizes)}")
 
@@ -88,8 +98,8 @@ class Outlines:
 
     @property
     def open(self) -> NDArray[np.bool_]:
-        """True for those that have not been straightened."""
-        return np.array([outline is None for outline in self.straight], bool)
+        """True for those that are not finished."""
+        return np.array([outline is None for outline in self.finished], bool)
 
     def __getstate__(self) -> dict[str, Any]:
         # One by one, polygons take as long to travel as to be straightened.
@@ -111,7 +121,7 @@ class Outlines:
         )
 
 
-_TRAVELLING = ("polygons", "beside", "straight")
+_TRAVELLING = ("polygons", "beside", "finished")
 
 
 def polygons_array(polygons: Iterable[Polygon]) -> Polygons:
@@ -147,7 +157,8 @@ class Spool:
                 "PRAGMA cache_size=-32768;"
                 "CREATE TABLE building"
                 "(key INTEGER PRIMARY KEY, outline BLOB, pixels INTEGER, probability_sum INTEGER,"
-                " x0 INTEGER, y0 INTEGER, x1 INTEGER, y1 INTEGER, straight BLOB);"
+                " x0 INTEGER, y0 INTEGER, x1 INTEGER, y1 INTEGER, finished BLOB,"
+                " area REAL, perimeter REAL);"
             )
 
     def __enter__(self) -> Self:
@@ -181,22 +192,23 @@ class Spool:
             self._insert(self._rows(chunk))
 
     def open(self) -> int:
-        """Return how many buildings have not been straightened."""
+        """Return how many buildings are not finished."""
         with self._explained():
-            return int(self._database.execute("SELECT count(*) FROM building WHERE straight IS NULL").fetchone()[0])
+            return int(self._database.execute("SELECT count(*) FROM building WHERE finished IS NULL").fetchone()[0])
 
     def add_wholes(self, wholes: Wholes, settled: Settled | None = None) -> None:
-        """Keep the whole buildings of a block, and their straightened outlines as far as there are such."""
+        """Keep the whole buildings of a block, and what has been made of them where they were computed."""
         if not len(wholes):
             return
         keys = self._keys(wholes.first).tolist()
         facts = wholes.pixels.tolist(), wholes.probability_sums.tolist(), wholes.boxes.tolist()
         roles = [OPEN] * len(wholes) if settled is None else settled.roles.tolist()
-        straight = [None] * len(wholes) if settled is None else settled.wkb()
-        rows = zip(keys, wholes.wkb(), *facts, roles, straight, strict=True)
+        nothing = [None] * len(wholes)
+        made = (nothing, nothing, nothing) if settled is None else settled.rows()
+        rows = zip(keys, wholes.wkb(), *facts, roles, *made, strict=True)
         self._insert(
-            (key, None if role == DONE else outline, pixels, total, *box, made)
-            for key, outline, pixels, total, box, role, made in rows
+            (key, None if role == DONE else outline, pixels, total, *box, *finished)
+            for key, outline, pixels, total, box, role, *finished in rows
         )
 
     def _keys(self, first: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -212,7 +224,7 @@ class Spool:
         with self._explained():
             self._database.execute("BEGIN")
             try:
-                self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                self._database.executemany("INSERT INTO building VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             except sqlite3.IntegrityError as error:
                 raise SettingError("two buildings have the same first pixel") from error
             self._database.execute("COMMIT")
@@ -224,7 +236,7 @@ class Spool:
         keys = self._keys(np.array([one.first for one in buildings], np.int64)).tolist()
         for one, key, outline, box in zip(buildings, keys, outlines, boxes.tolist(), strict=True):
             x0, y0, x1, y1 = map(math.floor, box)
-            yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1, None
+            yield key, outline, int(one.pixels), int(one.probability_sum), x0, y0, x1, y1, None, None, None
 
     def batches(self, beside: int | None = None, size: int | None = None) -> Iterator[Outlines]:
         """Yield all buildings in the order of their first pixels; may be called again.
@@ -232,7 +244,7 @@ class Spool:
         Args:
             size: of a batch, in buildings; None for :data:`BATCH`.
             beside: also give each batch the buildings whose boxes come within so many pixels of the box of one of its
-                own that is not straightened (but see :data:`LARGE`) and that are not such themselves; None for no such
+                own that is not finished (but see :data:`LARGE`) and that are not such themselves; None for no such
                 buildings.
         """
         with self._explained():
@@ -242,7 +254,7 @@ class Spool:
                     "INSERT INTO box SELECT key, x0, x1, y0, y1 FROM building WHERE outline IS NOT NULL;"
                 )
             cursor = self._database.execute(
-                "SELECT key, outline, pixels, probability_sum, straight FROM building ORDER BY key"
+                "SELECT key, outline, pixels, probability_sum, finished, area, perimeter FROM building ORDER BY key"
             )
         rows: list[_Row] = []
         held = 0
@@ -260,7 +272,7 @@ class Spool:
             yield self._batch(rows, beside)
 
     def _batch(self, rows: list[_Row], beside: int | None) -> Outlines:
-        keys, outlines, pixels, sums, straight = zip(*rows, strict=True)
+        keys, outlines, pixels, sums, finished, *measures = zip(*rows, strict=True)
         others: list[tuple[bytes]] = []
         if beside is not None:
             near = {"first": keys[0], "last": keys[-1], "reach": beside, "large": LARGE}
@@ -271,7 +283,8 @@ class Spool:
             np.array(pixels, np.int64),
             np.array(sums, np.int64),
             polygons_array(shapely.from_wkb([outline for (outline,) in others])),
-            shapely.from_wkb(np.array(straight, object)),
+            shapely.from_wkb(np.array(finished, object)),
+            *(np.array(values, np.float64) for values in measures),
         )
 
     @contextmanager
@@ -282,15 +295,15 @@ class Spool:
             raise OutputError(f"{self._path}: temporary file cannot be written: {error}") from error
 
 
-_Row = tuple[int, bytes | None, int, int, bytes | None]
+_Row = tuple[int, bytes | None, int, int, bytes | None, float | None, float | None]
 
 _BESIDE = """
 SELECT outline FROM building WHERE key IN (
     SELECT box.key FROM building AS own CROSS JOIN box
     ON box.x0 <= own.x1 + :reach AND box.x1 >= own.x0 - :reach
     AND box.y0 <= own.y1 + :reach AND box.y1 >= own.y0 - :reach
-    WHERE own.key BETWEEN :first AND :last AND own.straight IS NULL
+    WHERE own.key BETWEEN :first AND :last AND own.finished IS NULL
     AND own.x1 - own.x0 <= :large AND own.y1 - own.y0 <= :large
-) AND NOT (key BETWEEN :first AND :last AND straight IS NULL) ORDER BY key
+) AND NOT (key BETWEEN :first AND :last AND finished IS NULL) ORDER BY key
 """
 """The outlines near the open ones of a batch; CROSS JOIN keeps SQLite from going through all boxes first."""
