@@ -1,6 +1,7 @@
 """One block, from the files to a record: the function that workers run, and the job that they are told.
 
-:func:`run_block` is a pure function of the job and the block's index: read ─▶ predict ─▶ blend ─▶ mask ─▶ parts.
+:func:`run_block` is a pure function of the job and the block's index: read ─▶ predict ─▶ blend ─▶ mask ─▶ tiles, parts
+and, unless that is left to the driver, finished buildings.
 """
 
 from __future__ import annotations

@@ -71,7 +71,11 @@ class Tally:
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         row, col = core.row0 // self.shrink, core.col0 // self.shrink
         height, width = (-(-side // self.shrink) for side in core.shape)
-        self.overview[:, row : row + height, col : col + width] = fitted(record.thumbnail, (height, width))
+        small = fitted(record.thumbnail, (height, width))
+        if small.shape == self.overview.shape:
+            self.overview = small  # a single block's, which is as large as the mosaic
+        else:
+            self.overview[:, row : row + height, col : col + width] = small
         for square in record.facts["densest"]:
             remember(self.densest, square)
 

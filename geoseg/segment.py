@@ -1,8 +1,8 @@
 """The main job, and the only place that composes the stages: rasters in, masks and footprints out.
 
-    mosaic ─▶ tiling ─▶ blocks on workers (read ─▶ predict ─▶ blend ─▶ mask ─▶ parts) ─▶ journal
-                                                                                            │
-          report, run.json ◀─ footprints ◀─ join across blocks ◀─ mask.tif, probability.tif ◀┘
+    mosaic ─▶ tiling ─▶ blocks on workers (read ─▶ predict ─▶ blend ─▶ mask ─▶ tiles, parts) ─▶ journal
+                                                                                                   │
+                 report, run.json ◀─ footprints ◀─ join across blocks ◀─ mask.tif, probability.tif ◀┘
 
 A block is computed by :func:`geoseg.block.run_block`, a pure function of the job and the block's index; everything
 after the journal is in :mod:`geoseg.finish`.
