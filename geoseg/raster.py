@@ -295,9 +295,10 @@ def _read_once(opened: _Opened, source: Source, rect: Rect, values: bool) -> tup
     dataset, window = opened.dataset, rect.window
     if values and (absent := _nodata_of(opened, source)) is not None:
         array = dataset.read(list(source.bands), window=window)
-        valid = np.logical_or.reduce([band != value for band, value in zip(array, absent, strict=True)])
-        if not valid.all():
-            array[:, ~valid] = 0
+        valid = array[0] != absent[0]
+        for band, value in zip(array[1:], absent[1:], strict=True):
+            valid |= band != value
+        _blacken(array, valid)
         return array, valid
     if source.all_valid:
         valid = np.ones(rect.shape, bool)
@@ -318,9 +319,15 @@ def _read_once(opened: _Opened, source: Source, rect: Rect, values: bool) -> tup
         array = dataset.read(list(source.bands), window=window)
     if floating:
         valid &= np.isfinite(array).all(axis=0)
-    if not valid.all():
-        array[:, ~valid] = 0
+    _blacken(array, valid)
     return (array if values else None), valid
+
+
+def _blacken(array: np.ndarray, valid: np.ndarray) -> None:
+    """Make invalid pixels 0."""
+    if not valid.all():
+        # Not by index, which would have 16 bytes for each of them.
+        np.copyto(array, array.dtype.type(0), where=~valid)
 
 
 def _nodata_of(opened: _Opened, source: Source) -> list[int] | None:

@@ -90,7 +90,7 @@ def warp(layer: Layer, read: Callable[[Rect, bool], Part], target: Target, part:
         with _in_memory(layer, region, flat, None) as dataset:
             valid = _warp_dataset(dataset, layer, part, target, "nearest", alpha=False)[0] > 0
     if array is not None:
-        array[:, ~valid] = 0
+        np.copyto(array, array.dtype.type(0), where=~valid)
     return array, valid, lost
 
 
