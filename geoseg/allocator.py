@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-GROWTH = 768 * 2**20
+GROWTH = 256 * 2**20
 """Bytes by which a process may grow before it gives back what it does not use."""
 EVERY_S = 10.0
 """Seconds after which it does so in any case: where blocks take long, giving back is nothing beside them."""
