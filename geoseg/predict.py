@@ -39,6 +39,8 @@ _STRIP_PIXELS = 5 << 17
 _GPU_STRIP, _GPU_BYTES = 30_000_000, 768
 """The same on a GPU, whose thousands of cores want more (64 channels of them have 2³¹ values, which is as far as its
 kernels count), and the memory that is to be free for each."""
+_PIECE = 1 << 14
+"""Values that torch leaves to one thread."""
 _ROUNDING = 1e-3  # how far half precision may leave [0, 1]
 
 
@@ -306,7 +308,7 @@ class Predictor:
         if self.output == "probability":
             return _checked(answer[:, self.target])
         if answer.shape[1] == 1:
-            return answer[:, 0].sigmoid()
+            return _sigmoid(answer[:, 0])
         return answer.softmax(1)[:, self.target]
 
 
@@ -355,6 +357,21 @@ def _pushed(push: Push, last: bool, pixels: Tensor) -> Tensor | None:
 
 def _rows_of(pixels: Tensor, start: int, stop: int) -> Tensor:
     return pixels[:, :, start:stop]
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """Return the sigmoid, on a CPU piece by piece.
+
+    Where torch shares a tensor out to threads, the last few values of each share go another way than the others and
+    differ in the last bit. Pieces are too small to be shared out, so the result depends on no number of threads.
+    """
+    if logits.device.type != "cpu":
+        return logits.sigmoid()
+    flat = logits.reshape(-1)
+    answer = torch.empty_like(flat)
+    for part, into in zip(flat.split(_PIECE), answer.split(_PIECE), strict=True):
+        torch.sigmoid(part, out=into)
+    return answer.view(logits.shape)
 
 
 def _checked(chance: Tensor) -> Tensor:

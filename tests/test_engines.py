@@ -71,6 +71,17 @@ def test_neither_threads_nor_windows_beside_it_matter() -> None:
 
 
 @needs_native
+@needs_native
+@pytest.mark.parametrize("shape", [(352, 480), (384, 416)])
+def test_no_bit_of_a_probability_depends_on_the_number_of_threads(shape: tuple[int, int]) -> None:
+    found, network = [], net(16)
+    for threads in (1, 2, 3, 5):
+        predictor = Predictor(network, device="cpu", engine="native", threads=threads)
+        found.append(predictor.probabilities(*image(*shape), SCALING))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
 def test_images_of_several_shapes_one_after_the_other() -> None:
     network = net()
     fast = Predictor(network, device="cpu", engine="native", threads=1)
