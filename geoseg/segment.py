@@ -30,7 +30,7 @@ from geoseg.journal import RECORDS, Journal
 from geoseg.progress import Progress, open_progress
 from geoseg.settings import CELL, CELL_WHOLE, OutlineSettings, Settings
 from geoseg.tiling import ALIGN, Tiling, ceil_to
-from geoseg.warm import OUTLINES, warm_up
+from geoseg.warm import warm_up
 
 if TYPE_CHECKING:
     from geoseg.card import ModelCard
@@ -265,17 +265,12 @@ def segment(
     chosen = Settings.of(settings)
     shown = progress if isinstance(progress, Progress) else open_progress(progress or chosen.progress)
     started = time.time()
-    names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    local = chosen.scheduler is None and chosen.workers != 0
-    # One file is often one block, which this process computes itself: whoever starts beside it is in its way.
-    if local and (chosen.workers is not None or not _is_one_file(names)):
+    if chosen.scheduler is None and chosen.workers != 0:
         warm_up()
     from geoseg.delivery import check_database
     from geoseg.formats import check_format
 
-    planned = plan(names, chosen)
-    if local and len(planned.tiling) > 1:
-        warm_up()
+    planned = plan(inputs, chosen)
     _check_out(planned, Path(out))
     for name in chosen.format:
         check_format(name, planned.mosaic.wkt)
@@ -298,14 +293,6 @@ def segment(
             from geoseg import finish
 
             return finish.write_all(planned, chosen, journal, computed, shown, timings, started, following)
-
-
-def _is_one_file(names: list[str | Path]) -> bool:
-    """Say whether the inputs are surely one file, without looking into it."""
-    if len(names) != 1:
-        return False
-    path = Path(names[0])
-    return path.is_file() or (path.is_dir() and len(list(islice(path.iterdir(), 2))) == 1)
 
 
 def _check_out(planned: Plan, out: Path) -> None:
@@ -406,9 +393,9 @@ def compute(
         workers.listen(under_way.hear)
         # What comes after the blocks takes a second to import, and this process has little to do until then; but where
         # it computes them, importing what that takes comes first.
-        ready = Timer(IMPORTS_AFTER_S, _get_ready) if alone else Timer(0, import_module, ("geoseg.finish",))
-        ready.daemon = True
-        ready.start()
+        imports = Timer(IMPORTS_AFTER_S if alone else 0, import_module, ("geoseg.finish",))
+        imports.daemon = True
+        imports.start()
         outcomes: Iterator[tuple[tuple[int, int], Computed | Left | Exception]]
         if count == 0 and settings.scheduler is None:
             outcomes = workers.map(run_block, job, indices)
@@ -437,12 +424,6 @@ def compute(
         described = workers.description
     started = settings.scheduler is None and count != 0
     return Blocks(done, resumed, failed, pixels, described, len(blank), started, outlines is not None and not resumed)
-
-
-def _get_ready() -> None:
-    """Load what comes after a single block, here and in the processes that straighten outlines."""
-    warm_up(OUTLINES)
-    import_module("geoseg.finish")
 
 
 class UnderWay:

@@ -11,15 +11,11 @@ import multiprocessing
 import sys
 from contextlib import suppress
 
-OUTLINES = ("geoseg.vectorise",)
-"""What straightening outlines takes."""
 MODULES = (
     *("torch", "distributed.nanny"),
-    *("geoseg.block", "geoseg.mosaic", "geoseg.predict", "geoseg.unet"),
-    *OUTLINES,
+    *("geoseg.block", "geoseg.mosaic", "geoseg.predict", "geoseg.unet", "geoseg.vectorise"),
 )
-"""What workers take. None of them starts a thread or touches a GPU when imported, so a process that has them can be
-forked."""
+"""None of them starts a thread or touches a GPU when imported, so a process that has them can be forked."""
 
 
 _warm = False
@@ -31,13 +27,13 @@ def method() -> str:
     return "forkserver" if sys.platform == "linux" else "spawn"
 
 
-def warm_up(modules: tuple[str, ...] = MODULES) -> None:
+def warm_up() -> None:
     """Start importing, in another process and without waiting; does nothing when that process is running."""
     if method() != "forkserver" or multiprocessing.parent_process() is not None:
         return
     from multiprocessing import forkserver
 
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(MODULES))
     # Refused where a program without ``if __name__ == "__main__"`` is imported by a worker, which is told so later.
     with suppress(RuntimeError):
         forkserver.ensure_running()
