@@ -17,6 +17,7 @@ from importlib import import_module
 from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from geoseg.errors import WorkerError
@@ -49,6 +50,15 @@ class Pool(ProcessPoolExecutor):
         alive, self._end = context.Pipe(duplex=False)
         super().__init__(count, context, _begin, (alive, begin, given))
         self.count = count
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            # What they are at is of no use any more; and waiting for processes whose tasks have been taken back may
+            # take for ever (Python 3.11.2).
+            self._end.close()
+        super().__exit__(kind, error, trace)
 
     def warm_up(self) -> None:
         """Start all processes and let them import what straightening outlines takes, without waiting for that."""
