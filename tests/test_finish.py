@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from affine import Affine
 from conftest import write_tile
 from hypothesis import given
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
 from rasterio.features import rasterize
 from scipy import ndimage
 
 from geoseg.errors import InputError, SettingError
 from geoseg.finish import area_text, summary, thousands
-from geoseg.gallery import Tally
+from geoseg.gallery import Tally, read_overview
 from geoseg.journal import BlockRecord
 from geoseg.segment import Result
 from geoseg.sights import DETAIL, counted
 from geoseg.tiles import Tiles
 from geoseg.tiling import Rect, Tiling
 from geoseg.vectorise import outline_rules, polygonize_file
+from geoseg.write import writing_cog
 
 EXACT: dict[str, Any] = {"min_area": 0.0, "min_hole": 0.0, "simplify": 0.0}
 
@@ -217,6 +220,25 @@ def test_counts_add_up(height: int, width: int, shrink: int, seed: int) -> None:
     assert tally.forward == 10 * len(tiling)
     assert tally.seconds == {"read": 0.5 * len(tiling)}
     assert (tally.overview == 7).all()
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4])
+def test_the_report_reads_the_probability_as_small_as_its_imagery(tmp_path: Path, shrink: int) -> None:
+    shape = (1301, 1190)
+    rng = np.random.default_rng(1)
+    grey = rng.integers(0, 256, shape, dtype=np.uint8)
+    valid = np.ones(shape, bool)
+    valid[300:700, 200:900] = False
+    with writing_cog(tmp_path / "p.tif", GeoBox(shape, Affine.identity(), None), "probability") as raster:
+        raster.write(Rect(0, 0, *shape), grey, valid)
+    found, seen = read_overview(tmp_path / "p.tif", shrink)
+    assert found.shape == seen.shape == tuple(-(-side // shrink) for side in shape)
+    for row, col in [(0, 0), (40, 40), (found.shape[0] - 1, found.shape[1] - 1), (75, 50), (80, 100)]:
+        square = np.s_[row * shrink : (row + 1) * shrink, col * shrink : (col + 1) * shrink]
+        there = valid[square]
+        assert seen[row, col] == there.any()
+        mean = grey[square][there].mean() if there.any() else 0
+        assert abs(int(found[row, col]) - mean) <= shrink.bit_length() - 0.5  # rounded at every halving
 
 
 def test_a_block_from_before_with_another_overview_still_fits() -> None:
