@@ -145,10 +145,12 @@ class Drawn:
     def _detail(self, number: int) -> Preview:
         import rasterio
 
+        from geoseg.raster import quietly
+
         rect = self._rects[number]
         read = self._planned.mosaic.read(rect)
         rgb = np.rint(255 * self._planned.job.scaling.unit(read.values)).astype(np.uint8)
-        with rasterio.open(self._probability) as raster:
+        with quietly(rasterio.open, self._probability) as raster:
             grey = raster.read(1, window=rect.window)
         shifted = _in_pixels(np.array(self._near[number], dtype=object), Affine.translation(-rect.col0, -rect.row0))
         return Preview(
@@ -177,8 +179,10 @@ def read_overview(probability: Path, shrink: int) -> tuple[NDArray[np.uint8], ND
     """
     import rasterio
 
+    from geoseg.raster import quietly
+
     options = {"overview_level": shrink.bit_length() - 2} if shrink > 1 else {}
-    with rasterio.open(probability, **options) as raster:
+    with quietly(rasterio.open, probability, **options) as raster:
         return raster.read(1), raster.read_masks(1) > 0
 
 

@@ -11,9 +11,10 @@ import re
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -178,18 +179,20 @@ def _opened(source: Source) -> _Opened:
     # An earlier state of the file keeps its bytes in GDAL's cache while it is open.
     for other in [other for other in files if other[0] == source.path]:
         files.pop(other).dataset.close()
-    if not source.located:
-        # Without georeference there is one file only, so that the lock costs nothing.
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = open_dataset(source.path)
-    else:
-        dataset = open_dataset(source.path)
+    # Without georeference there is one file only, so that a lock costs nothing.
+    dataset = open_dataset(source.path) if source.located else quietly(open_dataset, source.path)
     opened = _Opened(dataset, _palette(dataset) if source.palette else None)
     files[key] = opened
     while len(files) > OPEN_FILES:
         files.popitem(last=False)[1].dataset.close()
     return opened
+
+
+def quietly(opening: Callable[..., DatasetReader], path: str | Path, **options: Any) -> DatasetReader:
+    """Return what ``opening`` makes of a path, without a warning that it has no georeference, which was told before."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return opening(path, **options)
 
 
 def _palette(dataset: DatasetReader) -> np.ndarray:
